@@ -1,0 +1,1 @@
+"""From token ids to vectors; the only room with torch."""

@@ -1,0 +1,44 @@
+"""The exceptions a user or operator can meet, one exit code each.
+
+PipelineError                exit 1   anything below; the message alone must be enough to act on
+├── ConfigError              exit 2   edit the config or the arguments
+├── SourceError              exit 1   mend the input, or its address, or the rights on it
+├── EncoderError             exit 1   mend the model folder, or the device it runs on
+├── StorageError             exit 1   the output store refused, lost or changed something
+├── SnapshotConflict         exit 3   another run holds or published the output; run again
+└── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
+"""
+
+
+class PipelineError(Exception):
+    """An error whose message says what was expected, what was found, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """The config or the arguments are wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class SourceError(PipelineError):
+    """The input cannot be listed or read as configured."""
+
+
+class EncoderError(PipelineError):
+    """The model cannot be loaded or does not do what the recipe asks of it."""
+
+
+class StorageError(PipelineError):
+    """The output cannot be written, or holds something it must not."""
+
+
+class SnapshotConflict(PipelineError):
+    """Another run holds the output, or published the snapshot number this run was for."""
+
+    exit_code = 3
+
+
+class ReconciliationError(PipelineError):
+    """Rows read and rows accounted for differ; the run publishes nothing."""

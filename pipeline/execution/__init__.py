@@ -1,0 +1,1 @@
+"""Plan, run and report; the only room with Ray."""

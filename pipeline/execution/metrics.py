@@ -1,0 +1,117 @@
+"""What happened in a run, counted: the RunReport and how it grows from BlockReceipts."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pipeline.records import BlockReceipt
+
+Outcome = Literal["published", "nothing_to_do", "planned", "failed"]
+
+STAGES = ("read", "tokenize", "encode", "write")
+TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Upper bounds of the tokens-per-row histogram; a last bucket takes what is longer."""
+
+
+@dataclass(slots=True)
+class RunReport:
+    """One run, from plan to publish; `to_json` is what `--json` prints and `reports/` keeps."""
+
+    outcome: Outcome
+    output_uri: str
+    run_key: str = ""
+    snapshot: int | None = None
+    """Number published, or standing if there was nothing to do."""
+    folder: str = ""
+    """Where the rows lie: a URI any Parquet tool can read."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    source_files: int = 0
+    source_bytes: int = 0
+    shards: int = 0
+    shards_reused: int = 0
+    rows_read: int = 0
+    embedded: int = 0
+    reused: int = 0
+    quarantined: int = 0
+    deduplicated: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Quarantined rows by Reason."""
+    parts: int = 0
+    bytes_written: int = 0
+    vectors: int = 0
+    """Vectors written; more than `embedded` when long texts are cut into chunks."""
+    dimension: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    """Tokens the device computed, padding included."""
+    truncated: int = 0
+    token_histogram: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
+    """Rows per bucket of TOKEN_BUCKETS, encoded in this run."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of `plan`, `start`, `run`, `publish` and `total`."""
+    stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Time spent in each stage, summed over all workers."""
+    timeline: list[tuple[float, int, int]] = field(default_factory=list)
+    """(seconds since the first Block was asked for, rows done, tokens done), ascending."""
+    encoders: int = 0
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    started_at: str = ""
+    """ISO 8601, UTC."""
+    error: str | None = None
+    """One sentence, when the outcome is `failed`."""
+    report_uri: str | None = None
+    """The HTML page about this run."""
+
+    @property
+    def accounted(self) -> int:
+        """Rows for which the run can say what became of them; must equal `rows_read`."""
+        return self.embedded + self.reused + self.quarantined + self.deduplicated
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens encoded per second of the `run` phase, start-up left out."""
+        run = self.seconds.get("run", 0.0)
+        return self.tokens / run if run else 0.0
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of the computed tokens that were padding, 0 to 1."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+    def add(self, receipt: BlockReceipt) -> None:
+        """Count one Block that this run has encoded and written."""
+        self.rows_read += receipt.rows_read
+        self.embedded += receipt.embedded
+        self.count_parts(receipt)
+        metrics = receipt.metrics
+        self.tokens += int(metrics.get("tokens", 0))
+        self.padded_tokens += int(metrics.get("padded_tokens", 0))
+        self.truncated += int(metrics.get("truncated", 0))
+        self.bytes_written += sum(part.size_bytes for part in receipt.parts)
+        for stage in STAGES:
+            self.stage_seconds[stage] += metrics.get(f"{stage}_seconds", 0.0)
+        for bucket in range(len(self.token_histogram)):
+            self.token_histogram[bucket] += int(metrics.get(f"tokens_bucket_{bucket}", 0))
+
+    def add_reused(self, receipt: BlockReceipt) -> None:
+        """Count one Block whose Parts an earlier run has written."""
+        self.rows_read += receipt.rows_read
+        self.reused += receipt.embedded
+        self.count_parts(receipt)
+
+    def count_parts(self, receipt: BlockReceipt) -> None:
+        """Count what is the same for a new and a reused Block: Parts, vectors, quarantine."""
+        self.quarantined += receipt.quarantined
+        self.reasons = dict(Counter(self.reasons) + Counter(receipt.reasons))
+        self.parts += sum(part.kind == "embeddings" for part in receipt.parts)
+        self.vectors += sum(part.rows for part in receipt.parts if part.kind == "embeddings")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, derived figures included."""
+        return asdict(self) | {
+            "accounted": self.accounted,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "padding_fraction": round(self.padding_fraction, 5),
+        }

@@ -1,0 +1,1 @@
+"""Bytes in and out: source files, Parts, the Journal and Snapshots. Knows no model."""

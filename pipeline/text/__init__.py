@@ -1,0 +1,1 @@
+"""From strings to batches of token ids, on CPUs."""
