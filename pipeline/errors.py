@@ -9,11 +9,15 @@ PipelineError                exit 1   anything below; the message alone must be 
 └── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
 """
 
+from typing import Any
+
 
 class PipelineError(Exception):
     """An error whose message says what was expected, what was found, where, and what to do."""
 
     exit_code = 1
+    report: Any = None
+    """The RunReport of the run that failed, once there was a plan."""
 
 
 class ConfigError(PipelineError):

@@ -1,0 +1,48 @@
+# Everything a person types; each target does all of its own set-up.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+SHELL         := bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check format bench clean $(VENV)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[.a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## fetch a model and reviews, start an S3 server, embed S3 to S3, show the result
+	@$(BIN)/python -m jobs demo
+
+test: $(STAMP) ## run the tests; choose with ARGS='-k journal'
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## ruff, ruff format --check, mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict pipeline jobs tests
+
+format: $(STAMP) ## sort imports and format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure this machine; choose with ARGS=…
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean: ## remove .venv and everything made here
+	@rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv $(VENV): $(STAMP)
+
+# Rebuilt only when the dependencies change. pip follows its own configuration: a mirror, a proxy or a CPU index of torch
+# is set there (PIP_EXTRA_INDEX_URL), never here.
+$(STAMP): pyproject.toml docker/constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' was not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), needed is 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c docker/constraints.txt -e '.[test]'
+	@touch $@

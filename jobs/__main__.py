@@ -1,0 +1,83 @@
+"""`python -m jobs COMMAND …`: arguments, logging, exit codes. Imports nothing heavy before it knows the command."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from pipeline import __version__
+from pipeline.errors import PipelineError
+
+COMMANDS = {
+    "embed": "bring an output up to date with its source, and publish it as one snapshot",
+    "status": "show what is published in an output",
+    "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
+}
+EXIT_CODES = """\
+exit codes:
+  0  done, or nothing to do
+  1  failed; nothing was published, what was encoded is kept
+  2  the config or the arguments are wrong
+  3  another run holds or published the output
+  4  a check or gate failed
+"""
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code of the process.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    logging.captureWarnings(True)
+    for noisy in ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        return int(importlib.import_module(f"jobs.{options.command}").run(options))
+    except PipelineError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was encoded is kept, run the same command to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs",
+        description="Distributed batch embedding: text on object storage to embeddings as Parquet.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        _add_arguments(name, command)
+    return parser
+
+
+def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
+    if name == "embed":
+        command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value of it")
+        command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
+    if name == "status":
+        command.add_argument("output", help="address of an output, or the config that names it")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value of it")
+    if name == "demo":
+        command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
+        command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")
+    command.add_argument("--json", action="store_true", help="print one JSON object on stdout, logs on stderr")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

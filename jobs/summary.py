@@ -1,0 +1,120 @@
+"""What a person reads on the terminal: the end of a run, and a plan before it."""
+
+from typing import TextIO, TypedDict
+
+from pipeline.execution.metrics import RunReport
+from pipeline.execution.report import headline, reading_snippets
+from pipeline.units import byte_size, counted, duration, percent, thousands
+
+
+class PlanSummary(TypedDict):
+    """What a run now would do, in numbers."""
+
+    files: int
+    shards: int
+    shards_done: int
+    """Shards that need nothing, because an earlier run has done them."""
+    rows: int | None
+    """Rows of the source; None where files do not say how many they hold."""
+    source_bytes: int
+    bytes_to_read: int
+    """Bytes of the shards still to do."""
+    estimated_tokens: int | None
+
+
+def summary_text(report: RunReport) -> str:
+    """Return the end of a run in at most ten aligned lines; what does not apply is left out."""
+    mark = "✓" if report.accounted == report.rows_read else "✗ does not add up"
+    fates = ("embedded", "reused", "quarantined", "deduplicated")
+    terms = " + ".join(f"{thousands(getattr(report, fate))} {fate}" for fate in fates)
+    lines = {
+        "rows": f"{thousands(report.rows_read)} read = {terms} {mark}"
+        if report.rows_read or report.accounted
+        else "",
+        "tokens": _tokens(report),
+        "padding": f"{percent(report.padding_fraction)} of the computed tokens"
+        if report.padded_tokens
+        else "",
+        "time": _time(report),
+        "quarantine": _reasons(report.reasons),
+        "output": _output(report),
+        "read with": _scan(report.folder) if report.folder else "",
+        "report": report.report_uri or "",
+    }
+    return "\n".join([_outcome(report), *_aligned(lines)])
+
+
+def print_summary(report: RunReport, file: TextIO) -> None:
+    """Print the end of a run."""
+    print(summary_text(report), file=file)
+
+
+def plan_text(plan: PlanSummary) -> str:
+    """Return what a run now would do: what there is, what is done, what is left."""
+    left = plan["shards"] - plan["shards_done"]
+    first = f"{thousands(left)} of {counted(plan['shards'], 'shard')} to embed"
+    tokens = plan["estimated_tokens"]
+    lines = {
+        "source": f"{counted(plan['files'], 'file')}, {byte_size(plan['source_bytes'])}",
+        "rows": "known only after reading" if plan["rows"] is None else thousands(plan["rows"]),
+        "shards": f"{thousands(plan['shards'])}, of which {thousands(plan['shards_done'])} are done",
+        "to read": byte_size(plan["bytes_to_read"]),
+        "tokens": "" if tokens is None else f"about {thousands(tokens)}",
+    }
+    return "\n".join([first if left else "nothing to do: every shard is done", *_aligned(lines)])
+
+
+def _aligned(lines: dict[str, str]) -> list[str]:
+    """Return `  label       text` per line that has a text."""
+    return [f"  {label:<11} {text}" for label, text in lines.items() if text]
+
+
+def _outcome(report: RunReport) -> str:
+    """Return the first line: what came of the run, and after how long."""
+    after = f" in {duration(report.seconds['total'])}" if "total" in report.seconds else ""
+    if report.outcome == "failed":
+        return f"{headline(report)}{after}: {report.error or 'no reason given'}"
+    if report.outcome == "nothing_to_do" and report.snapshot is not None:
+        return f"{headline(report)}: snapshot {report.snapshot} stands{after}"
+    return headline(report) + after
+
+
+def _tokens(report: RunReport) -> str:
+    """Return tokens, speed and truncation; nothing if nothing was encoded."""
+    if not report.tokens:
+        return ""
+    speed = f"{thousands(report.tokens)} at {thousands(report.tokens_per_second)} tokens/s"
+    where = f" on {counted(report.encoders, 'encoder')}" if report.encoders else ""
+    device = f" ({report.device})" if report.device else ""
+    cut = f", {counted(report.truncated, 'row')} truncated" if report.truncated else ""
+    return speed + where + device + cut
+
+
+def _time(report: RunReport) -> str:
+    """Return the share of each stage, then the wall time of each phase."""
+    spent = sum(report.stage_seconds.values())
+    stages = [
+        f"{stage} {percent(seconds / spent)}" for stage, seconds in report.stage_seconds.items() if spent
+    ]
+    phases = [f"{name} {duration(seconds)}" for name, seconds in report.seconds.items() if name != "total"]
+    return " | ".join(filter(None, [", ".join(stages), ", ".join(phases)]))
+
+
+def _reasons(reasons: dict[str, int]) -> str:
+    """Return quarantined rows by reason, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{thousands(rows)} {reason}" for reason, rows in ordered)
+
+
+def _output(report: RunReport) -> str:
+    """Return what lies where."""
+    if not report.folder:
+        return report.output_uri
+    size = f", {byte_size(report.bytes_written)} written" if report.bytes_written else ""
+    wide = f", {thousands(report.dimension)} dimensions" if report.dimension else ""
+    return f"{report.folder} ({counted(report.parts, 'Part')}{size}{wide})"
+
+
+def _scan(folder: str) -> str:
+    """Return the one line of Polars that opens the result."""
+    return reading_snippets(folder)["Polars"].splitlines()[1].removeprefix("rows = ")

@@ -1,0 +1,151 @@
+"""JobConfig: what a run reads, what a vector is, where the result goes, and how fast it may be."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.schemas import RESERVED_COLUMNS
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _without_credentials(value: str) -> str:
+    authority = value.split("://", 1)[-1].split("/", 1)[0]
+    if "://" in value and ("@" in authority or "?" in value and "=" in value.split("?", 1)[1]):
+        raise ValueError(
+            "holds what looks like a credential; credentials come from the environment (AWS_ACCESS_KEY_ID, …)"
+        )
+    return value
+
+
+Uri = Annotated[str, Field(min_length=1), BeforeValidator(_without_credentials)]
+
+
+class Section(BaseModel):
+    """A part of the config; unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Source(Section):
+    """Where the text lies and which columns are read."""
+
+    uri: Annotated[tuple[Uri, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    """File, folder, glob, or a list of them; `s3://`, `gs://`, `file://` or a plain path, through fsspec."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
+    """`auto` goes by the suffix of each file; `.gz`, `.zst` and `.bz2` are unpacked in every line format."""
+    id_column: str = "id"
+    """Column that names a row, string or integer; a text file offers `id` = `<file name>#<line>`."""
+    text_column: str = "text"
+    """Column that is embedded; a text file offers `text` = the line."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns carried into the output unchanged, of any type."""
+    empty_text: Literal["embed", "quarantine"] = "embed"
+    """What becomes of empty and whitespace-only texts: the vector the model gives them, or quarantine."""
+
+    @model_validator(mode="after")
+    def _columns_do_not_collide(self) -> Self:
+        taken = sorted((RESERVED_COLUMNS & set(self.keep_columns)) | {c for c in self.keep_columns if c[:1] == "_"})
+        if taken:
+            raise ValueError(
+                f"keep_columns names {', '.join(taken)}, which the output uses itself (as it does all names that "
+                "begin with _); rename the column in the source or leave it out"
+            )
+        if len(set(self.keep_columns)) < len(self.keep_columns):
+            raise ValueError("keep_columns names a column twice")
+        return self
+
+
+class Recipe(Section):
+    """All that decides what a vector is; its fingerprint names the work, and changing it embeds anew."""
+
+    model: Uri
+    """Hub id, local folder, folder on object storage, or `hashing://<dimension>` (vectors without a model)."""
+    revision: str | None = None
+    """Commit of a hub id; null takes the newest and writes down which it was."""
+    prompt: str | None = None
+    """Put before every text; null takes the model's own default prompt, if it has one."""
+    max_tokens: Annotated[int, Field(ge=3)] = 512
+    """Tokens per text that reach the model, special tokens included; never more than the model allows."""
+    long_text: Literal["truncate", "chunk"] = "truncate"
+    """A text beyond max_tokens is cut off, or becomes several rows with their character ranges."""
+    chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens that a chunk repeats of the one before; only for `long_text: chunk`."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Matryoshka truncation to the first numbers of a vector, normalised again; null keeps all."""
+    normalize: bool = True
+    """Scale every vector to length 1."""
+    compute: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
+    """Number type of the model's weights and activations; pooling and what follows is always float32."""
+    stored: Literal["float32", "float16", "int8", "binary"] = "float32"
+    """Number type of the vector column; int8 comes with a scale per row, binary keeps the signs only."""
+    trust_remote_code: bool = False
+    """Allow the model folder to bring its own Python code; only with a model you have read."""
+    allow_pickled_weights: bool = False
+    """Allow weights that are not safetensors; they are loaded with `weights_only`, no code in them runs."""
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        if self.chunk_overlap_tokens and self.long_text == "truncate":
+            raise ValueError("chunk_overlap_tokens needs long_text: chunk")
+        if self.chunk_overlap_tokens >= self.max_tokens // 2:
+            raise ValueError(
+                f"chunk_overlap_tokens is {self.chunk_overlap_tokens}; it must stay below half of max_tokens "
+                f"({self.max_tokens})"
+            )
+        if self.compute == "int8":
+            raise ValueError("compute: int8 needs a calibrated engine, which this version does not have; use bfloat16")
+        return self
+
+
+class Output(Section):
+    """Where the result goes and how it is laid out."""
+
+    uri: Uri
+    """Folder of the output, on any store fsspec knows."""
+    partition_by: tuple[str, ...] = ()
+    """Hive-style folders, outermost first; columns of source.keep_columns of type string, integer, bool or date."""
+    rows_per_part: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
+    """Rows per file and per Block. A matter of layout: changing it embeds anew."""
+    carry: Literal["copy", "reference"] = "copy"
+    """Unchanged Parts of the snapshot before are copied into the new folder, or only named by it."""
+    keep_snapshots: Annotated[int, Field(ge=1)] = 7
+    """How many snapshots `expire` leaves; never fewer than the newest."""
+
+
+class Runtime(Section):
+    """How fast and at what cost; changing it never changes a vector beyond the rounding of its precision."""
+
+    encoders: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Encoder actors; auto = one per GPU, else one per node."""
+    gpus_per_encoder: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs an encoder holds, fractions allowed; auto = 1 where the cluster has GPUs, else 0."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 16384
+    """Padded tokens per forward pass: rows times the longest row. Lower it when a device runs out of memory."""
+    ray_address: str | None = None
+    """Address of a cluster; null = the cluster this process runs in, else this machine alone."""
+    max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the rows read that may go to quarantine; above it the run fails and publishes nothing."""
+
+
+class JobConfig(Section):
+    """One job: the whole YAML file."""
+
+    source: Source
+    recipe: Recipe
+    output: Output
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        stray = [column for column in self.output.partition_by if column not in self.source.keep_columns]
+        if stray:
+            raise ValueError(f"output.partition_by names {', '.join(stray)}; add it to source.keep_columns")
+        if self.runtime.batch_tokens < self.recipe.max_tokens:
+            raise ValueError(
+                f"runtime.batch_tokens is {self.runtime.batch_tokens}, below recipe.max_tokens "
+                f"({self.recipe.max_tokens}): one text would not fit. Raise the first or lower the second."
+            )
+        return self

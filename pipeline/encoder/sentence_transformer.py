@@ -1,0 +1,122 @@
+"""A sentence-transformers model as an Encoder: its own modules, fed with padded token batches."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.encoder.batching import pad
+from pipeline.errors import EncoderError
+from pipeline.records import TokenBatch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled_weights: bool, device: str) -> Any:
+    """Return the SentenceTransformer of a folder, its Transformer in the number type asked for.
+
+    Only the Transformer computes in `compute`; pooling and all after it stay float32, which costs nothing and
+    keeps their sums exact.
+
+    Raises:
+        EncoderError: the folder is no sentence-transformers model, or needs a right it was not given.
+    """
+    check_folder(Path(folder), trust_remote_code, allow_pickled_weights)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from sentence_transformers import SentenceTransformer
+
+    weights = {"dtype": DTYPES[compute]} | ({} if allow_pickled_weights else {"use_safetensors": True})
+    try:
+        model = SentenceTransformer(
+            folder,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            model_kwargs=weights,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise EncoderError(f"{folder}: cannot be loaded as a sentence-transformers model: {error}") from error
+    for module in list(model)[1:]:
+        module.float()
+    return model.eval()
+
+
+def check_folder(folder: Path, trust_remote_code: bool, allow_pickled_weights: bool) -> None:
+    """Refuse a folder that would make the loader guess, unpickle or run code.
+
+    Raises:
+        EncoderError: with what is missing or not allowed, and the key that allows it.
+    """
+    if not (folder / "modules.json").is_file():
+        raise EncoderError(
+            f"{folder} has no modules.json, so it does not say how tokens become a vector; save the model with "
+            "SentenceTransformer(...).save(folder)"
+        )
+    modules = json.loads((folder / "modules.json").read_text())
+    foreign = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
+    if foreign and not trust_remote_code:
+        raise EncoderError(
+            f"{folder} brings code of its own ({', '.join(foreign)}); set recipe.trust_remote_code: true if you have "
+            "read it"
+        )
+    first = folder / modules[0].get("path", "")
+    if any(first.glob("*.bin")) and not any(first.glob("*.safetensors")) and not allow_pickled_weights:
+        raise EncoderError(
+            f"{folder} has pickled weights only (.bin); convert them to safetensors, or set "
+            "recipe.allow_pickled_weights: true (they are loaded with weights_only, so no code in them runs)"
+        )
+
+
+class SentenceTransformerEncoder:
+    """Holds a model on one device.
+
+    Args:
+        folder: a local sentence-transformers folder.
+        compute: float32 | bfloat16 | float16.
+        prompt: the prompt that stands before every text, for models that leave it out of the pooling.
+        threads: CPU threads of the forward pass; 0 leaves the default.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        compute: str,
+        prompt: str = "",
+        threads: int = 0,
+        trust_remote_code: bool = False,
+        allow_pickled_weights: bool = False,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        place = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = load_model(folder, compute, trust_remote_code, allow_pickled_weights, place)
+        transformer = self.model[0]
+        self.dimension = int(self.model.get_embedding_dimension())
+        self.max_tokens = int(self.model.max_seq_length or transformer.tokenizer.model_max_length)
+        self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
+        self._pad_token_id = int(transformer.tokenizer.pad_token_id or 0)
+        self._place = torch.device(place)
+        self._extra: dict[str, Any] = {"modality": "text"}
+        if prompt:
+            self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
+
+    @torch.inference_mode()
+    def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Return the vectors, (B, D) float32, as the model's last module gives them."""
+        rows_B = np.arange(len(batch))
+        ids_BT, mask_BT = pad(batch.token_ids_T, batch.offsets_N1, rows_B, self._pad_token_id)
+        features: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids_BT).to(self._place, non_blocking=True),
+            "attention_mask": torch.from_numpy(mask_BT).to(self._place, non_blocking=True),
+            **self._extra,
+        }
+        for module in self.model:
+            features = module(features)
+            hidden = features.get("token_embeddings")
+            if hidden is not None and hidden.dtype is not torch.float32:
+                features["token_embeddings"] = hidden.float()
+        return cast("NDArray[np.float32]", features["sentence_embedding"].float().cpu().numpy())

@@ -1,0 +1,97 @@
+"""The Ray this run uses, and how its machines are shared between encoders and the stages around them."""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+from pipeline.config import Runtime
+from pipeline.errors import ConfigError, PipelineError
+
+logger = logging.getLogger(__name__)
+
+LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
+"""Enough for some Blocks at 1792 dimensions; Ray's default of 30 % of the memory would let readers run far ahead."""
+
+NODE_SHARE = 0.51
+"""Share of a node's CPUs that its only CPU encoder reserves: more than half keeps a second one off the node, less
+than all leaves room for the stages around it (actors that take every CPU hang the job)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How many encoders there are, and what each Ray worker reserves."""
+
+    encoders: int
+    encoder_cpus: float
+    encoder_gpus: float
+    encoder_threads: int
+    """CPU threads of a forward pass; 0 on a GPU."""
+    stage_cpus: float
+    """CPUs that a reading or writing worker reserves; a tokenising one takes a little more (see `run_stages`)."""
+
+
+def start_ray(runtime: Runtime) -> None:
+    """Connect to the cluster of the config or of the environment, or start Ray on this machine alone.
+
+    Raises:
+        PipelineError: no cluster answers at this address.
+    """
+    address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": address}
+    if address == "local":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where stages share cores
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warning on constructor arguments, ray#53727
+        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise PipelineError(f"cannot start or reach Ray at {address}: {error}") from error
+
+
+def configure_data() -> None:
+    """Set up Ray Data for rows that are whole Blocks."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1  # one of our Blocks per Ray block: no coalescing, every Block streams on at once
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a stage raises is told once, by us
+
+
+def divide(runtime: Runtime) -> Shares:
+    """Decide how many encoders run and what they reserve, from what the cluster has now.
+
+    Raises:
+        ConfigError: more is asked for than the cluster has.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    if not nodes:
+        raise PipelineError("the Ray cluster has no node with CPUs; start one, or check runtime.ray_address")
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    gpus_per_encoder = runtime.gpus_per_encoder
+    if gpus_per_encoder == "auto":
+        gpus_per_encoder = 1.0 if gpus else 0.0
+    cores = min(node["CPU"] for node in nodes)
+    stage_cpus = min(1.0, cores / 8)
+    if gpus_per_encoder > 0:
+        encoders = int(gpus / gpus_per_encoder) if runtime.encoders == "auto" else runtime.encoders
+        if encoders < 1 or encoders * gpus_per_encoder > gpus:
+            raise ConfigError(
+                f"runtime asks for {max(encoders, 1)} encoders with {gpus_per_encoder:g} GPUs each; the cluster has "
+                f"{gpus:g} GPUs. Lower runtime.encoders or runtime.gpus_per_encoder (0 = CPU)."
+            )
+        return Shares(encoders, min(1.0, cores / 4), gpus_per_encoder, 0, stage_cpus)
+    encoders = len(nodes) if runtime.encoders == "auto" else runtime.encoders
+    per_node = math.ceil(encoders / len(nodes))
+    threads = max(1, int(cores) // per_node)
+    return Shares(encoders, round(cores * NODE_SHARE / per_node, 2), 0.0, threads, stage_cpus)
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the local one."""
+    ray.shutdown()

@@ -1,0 +1,138 @@
+"""Which model a recipe means, by content and not by address, and how a node gets it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config import Recipe
+from pipeline.encoder.describe import ModelDescription, describe_model, hashing_description
+from pipeline.encoder.protocol import Encoder
+from pipeline.errors import ConfigError, EncoderError, StorageError
+from pipeline.fingerprint import fingerprint
+from pipeline.storage.folder_cache import (
+    cache_root,
+    fetch_folder,
+    local_folder_identity,
+    remote_folder_identity,
+)
+
+HASHING = "hashing://"
+HUB_IGNORED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
+"""Files of a hub repository that the torch engine does not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A model, pinned: the same reference gives the same vectors on every node and every day."""
+
+    kind: Literal["hashing", "local", "remote", "hub"]
+    address: str
+    identity: str
+    """hashing: the dimension; local, remote: fingerprint of the folder; hub: `<id>@<commit>`."""
+    trust_remote_code: bool
+    allow_pickled_weights: bool
+
+
+def resolve_model(recipe: Recipe) -> ModelReference:
+    """Pin the model of a recipe by looking at it, without loading it.
+
+    Raises:
+        EncoderError: there is no such model, or it cannot be reached.
+        ConfigError: the address means nothing.
+    """
+    rights = (recipe.trust_remote_code, recipe.allow_pickled_weights)
+    address = recipe.model.removeprefix("file://")
+    if address.startswith(HASHING):
+        dimension = address.removeprefix(HASHING)
+        if not dimension.isdigit() or int(dimension) < 1:
+            raise ConfigError(f"recipe.model is {address}; expected hashing://<dimension>, for instance hashing://512")
+        return ModelReference("hashing", address, f"hashing-1-{dimension}", *rights)
+    try:
+        if "://" in address:
+            return ModelReference("remote", address, remote_folder_identity(address), *rights)
+        path = Path(address).expanduser()
+        if path.is_dir() or address.startswith((".", "/", "~")) or address.count("/") != 1:
+            return ModelReference("local", str(path.resolve()), local_folder_identity(path), *rights)
+    except StorageError as error:
+        raise EncoderError(f"recipe.model: {error}") from error
+    return ModelReference("hub", address, f"{address}@{_hub_commit(address, recipe.revision)}", *rights)
+
+
+def _hub_commit(repository: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return str(HfApi().model_info(repository, revision=revision, timeout=20).sha)
+    except RepositoryNotFoundError as error:
+        raise EncoderError(
+            f"recipe.model: {repository} is no folder here and no repository on the hub that you may read"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        try:
+            return Path(snapshot_download(repository, revision=revision, local_files_only=True)).name
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            raise EncoderError(
+                f"recipe.model: {repository} is no folder here, not in the local hub cache, and the hub does not "
+                f"answer ({type(error).__name__}); copy the model to a folder or bucket and name that"
+            ) from error
+
+
+def local_folder(model: ModelReference) -> Path:
+    """Return the model's folder on this node, fetching it once if it lies elsewhere.
+
+    Raises:
+        EncoderError: it cannot be had here.
+    """
+    try:
+        if model.kind == "remote":
+            return fetch_folder(model.address, model.identity)
+        if model.kind == "hub":
+            from huggingface_hub import snapshot_download
+
+            repository, _, commit = model.identity.partition("@")
+            return Path(snapshot_download(repository, revision=commit, ignore_patterns=HUB_IGNORED))
+    except (StorageError, OSError) as error:
+        raise EncoderError(f"recipe.model: {error}") from error
+    return Path(model.address)
+
+
+def describe(model: ModelReference) -> ModelDescription:
+    """Return what planners and tokenising workers must know of the model; asked once per machine and model."""
+    if model.kind == "hashing":
+        return hashing_description(int(model.address.removeprefix(HASHING)))
+    name = fingerprint(["description-1", model.identity])
+    return describe_model(
+        str(local_folder(model)),
+        cache_root() / "descriptions" / f"{name}.json",
+        model.trust_remote_code,
+        model.allow_pickled_weights,
+    )
+
+
+def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int) -> Encoder:
+    """Load the model on this node's device.
+
+    Args:
+        compute: float32 | bfloat16 | float16.
+        prompt: stands before every text; some models leave it out of the pooling.
+        threads: CPU threads of a forward pass.
+    """
+    if model.kind == "hashing":
+        from pipeline.encoder.hashing import HashingEncoder
+
+        return HashingEncoder(int(model.address.removeprefix(HASHING)))
+    from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
+
+    rights: dict[str, Any] = {
+        "trust_remote_code": model.trust_remote_code,
+        "allow_pickled_weights": model.allow_pickled_weights,
+    }
+    load: Callable[..., Encoder] = SentenceTransformerEncoder
+    return load(str(local_folder(model)), compute, prompt, threads, **rights)
+
+
+def recipe_fingerprint(recipe: Recipe, model: ModelReference) -> str:
+    """Return the fingerprint of all that decides what a vector is; the address of the model is not part of it."""
+    return fingerprint(recipe.model_dump(mode="json", exclude={"model", "revision"}) | {"model": model.identity})

@@ -1,0 +1,147 @@
+"""The end of a run: reconcile, carry the old Parts over, check the folder, publish the Snapshot."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+import pipeline
+from pipeline.config import JobConfig
+from pipeline.encoder.describe import ModelDescription
+from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
+from pipeline.execution.have import Carried
+from pipeline.execution.metrics import RunReport
+from pipeline.execution.plan import Plan
+from pipeline.execution.reconcile import reconcile
+from pipeline.execution.settings import output_dimension, output_schema, recipe_facts
+from pipeline.records import BlockReceipt, Part
+from pipeline.storage.claim import Claim
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import part_key
+from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, publish_snapshot
+
+COPIERS = 32
+"""Parts of the parent carried at once; each is one request that moves no bytes through this machine."""
+
+
+def publish(
+    config: JobConfig,
+    plan: Plan,
+    store: Store,
+    claim: Claim,
+    new: list[BlockReceipt],
+    report: RunReport,
+    description: ModelDescription | None,
+) -> None:
+    """Prove that nothing is missing, bring the Parts together, and make them the next Snapshot.
+
+    Args:
+        new: receipts of the Blocks this run has written.
+        description: of the model; None when every Block is carried.
+
+    Raises:
+        ReconciliationError: counts, files or the share of quarantined rows are not as they must be.
+        SnapshotConflict: another driver was faster.
+    """
+    carried = [one for blocks in plan.carried.values() for one in blocks]
+    for one in carried:
+        report.add_reused(one.receipt)
+    shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)])
+    _check_quarantine(config, report)
+    parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
+    parts += _carry(config, plan, store, carried)
+    _check_folders(plan, store, parts)
+    if claim.is_lost():
+        raise SnapshotConflict(f"another driver has taken over the output {store.uri}; it goes on, this one stops")
+    record = _record(config, plan, report, claim.driver, parts, description)
+    publish_snapshot(store, record, parts, shards)
+    report.snapshot = plan.number
+    report.bytes_written = sum(part.size_bytes for receipt in new for part in receipt.parts)
+
+
+def _check_quarantine(config: JobConfig, report: RunReport) -> None:
+    allowed = config.runtime.max_quarantined_fraction
+    if report.rows_read and report.quarantined > allowed * report.rows_read:
+        reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(report.reasons.items()))
+        raise ReconciliationError(
+            f"{report.quarantined} of {report.rows_read} rows went to quarantine ({reasons}), more than "
+            f"runtime.max_quarantined_fraction {allowed:g} allows; nothing was published, what was encoded is kept. Mend "
+            "the source, or raise the limit."
+        )
+
+
+def _carry(config: JobConfig, plan: Plan, store: Store, carried: list[Carried]) -> list[tuple[str, Part]]:
+    """Bring the Parts of earlier runs into this snapshot's folder, or name them where they are."""
+
+    def carry(folder: str, part: Part) -> tuple[str, Part]:
+        if folder == plan.folder or config.output.carry == "reference":
+            return folder, part
+        stat = store.copy(part_key(part.kind, folder, part.path), part_key(part.kind, plan.folder, part.path))
+        if stat.size_bytes != part.size_bytes:
+            raise StorageError(
+                f"{store.uri_of(part_key(part.kind, folder, part.path))} has {stat.size_bytes} bytes, its snapshot says "
+                f"{part.size_bytes}; it was changed after it was published"
+            )
+        return plan.folder, replace(part, etag=stat.version)
+
+    pairs = [pair for one in carried for pair in zip(one.folders, one.receipt.parts, strict=True)]
+    with ThreadPoolExecutor(COPIERS) as pool:
+        return list(pool.map(lambda pair: carry(*pair), pairs))
+
+
+def _check_folders(plan: Plan, store: Store, parts: list[tuple[str, Part]]) -> None:
+    """Compare the folder with the Parts, both ways: what tools will read there is what was counted."""
+    expected = {part_key(p.kind, folder, p.path): p.size_bytes for folder, p in parts if folder == plan.folder}
+    found = store.files(f"snapshots/{plan.folder}") | store.files(f"quarantine/{plan.folder}")
+    wrong = [key for key, size in expected.items() if key not in found or found[key].size_bytes != size]
+    strays = [key for key in found if key not in expected]
+    if wrong or strays:
+        raise ReconciliationError(
+            f"{store.uri}: {len(wrong)} Parts are missing or of another size, {len(strays)} files belong to nobody "
+            f"(for instance {(wrong + strays)[0]}); nothing was published"
+        )
+
+
+def _record(
+    config: JobConfig,
+    plan: Plan,
+    report: RunReport,
+    driver: str,
+    parts: list[tuple[str, Part]],
+    description: ModelDescription | None,
+) -> SnapshotRecord:
+    if description is not None:
+        documents = decode_schema(plan.layout["document_schema"])
+        report.dimension = output_dimension(config, description)
+        folders = [documents.field(name) for name in config.output.partition_by]
+        schema = encode_schema(pa.schema([*output_schema(config, plan, description), *folders]))
+    else:
+        assert plan.parent is not None
+        schema, report.dimension = plan.parent.record.part_schema, plan.parent.record.dimension
+    embeddings = [part for _, part in parts if part.kind == "embeddings"]
+    return SnapshotRecord(
+        number=plan.number,
+        parent=plan.parent.number if plan.parent else None,
+        run_key=plan.run_key,
+        folder=plan.folder,
+        fingerprint=plan.recipe_fingerprint,
+        recipe=recipe_facts(config, plan),
+        layout=plan.layout,
+        totals={
+            "rows": sum(part.rows for part in embeddings),
+            "rows_read": report.rows_read,
+            "embedded": report.embedded,
+            "reused": report.reused,
+            "quarantined": report.quarantined,
+            "deduplicated": report.deduplicated,
+            "parts": len(embeddings),
+            "bytes": sum(part.size_bytes for part in embeddings),
+        },
+        dimension=report.dimension,
+        document_schema=plan.layout["document_schema"],
+        part_schema=schema,
+        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        pipeline_version=pipeline.__version__,
+        driver=driver,
+    )

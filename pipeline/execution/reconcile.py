@@ -1,0 +1,74 @@
+"""The proof at the end of a run: every row read is accounted for, in every Shard, or nothing is published."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from pipeline.errors import ReconciliationError
+from pipeline.records import BlockReceipt, Shard
+
+
+def reconcile(wanted: Sequence[Shard], receipts: Iterable[BlockReceipt]) -> list[dict[str, Any]]:
+    """Check that the receipts stand for every Block of every wanted Shard, once, and that their counts add up.
+
+    Args:
+        wanted: the Shards of the plan.
+        receipts: all Blocks, new and carried.
+
+    Returns:
+        One row of `snapshots.SHARDS` per Shard, in the order of the plan.
+
+    Raises:
+        ReconciliationError: the message names the Shard and the inequality.
+    """
+    by_shard: dict[str, list[BlockReceipt]] = defaultdict(list)
+    for receipt in receipts:
+        by_shard[receipt.shard_id].append(receipt)
+    strangers = by_shard.keys() - {shard.shard_id for shard in wanted}
+    if strangers:
+        raise ReconciliationError(f"Shard {min(strangers)} was written but not planned; nothing was published")
+    return [_check_shard(shard, by_shard[shard.shard_id]) for shard in wanted]
+
+
+def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt]) -> dict[str, Any]:
+    blocks = sum(int(receipt.metrics.get("blocks", 1)) for receipt in receipts)
+    last = [receipt.block for receipt in receipts if receipt.is_last]
+    numbers = {receipt.block for receipt in receipts}
+    if len(last) != 1 or blocks != last[0] + 1 or len(numbers) != len(receipts):
+        raise _failure(shard, f"Blocks {sorted(numbers)} written, last ones {last}; expected 0 to the last, each once")
+    for receipt in receipts:
+        rows = Counter({part.kind: 0 for part in receipt.parts})
+        for part in receipt.parts:
+            rows[part.kind] += part.rows
+        if receipt.rows_read != receipt.embedded + receipt.quarantined:
+            raise _failure(
+                shard,
+                f"Block {receipt.block}: {receipt.rows_read} rows read, {receipt.embedded} embedded + "
+                f"{receipt.quarantined} quarantined",
+            )
+        if rows["embeddings"] < receipt.embedded or rows["quarantine"] != receipt.quarantined:
+            raise _failure(
+                shard,
+                f"Block {receipt.block}: its Parts hold {rows['embeddings']} + {rows['quarantine']} rows, expected "
+                f"{receipt.embedded} + {receipt.quarantined}",
+            )
+    rows_read = sum(receipt.rows_read for receipt in receipts)
+    footer = [span.rows for span in shard.spans]
+    if None not in footer and sum(rows for rows in footer if rows is not None) != rows_read:
+        raise _failure(shard, f"{rows_read} rows read, {footer} by the footers of its files")
+    return {
+        "shard_id": shard.shard_id,
+        "sources": orjson.dumps([[s.file.uri, s.file.version, s.position] for s in shard.spans]).decode(),
+        "blocks": blocks,
+        "rows_read": rows_read,
+        "embedded": sum(receipt.embedded for receipt in receipts),
+        "quarantined": sum(receipt.quarantined for receipt in receipts),
+        "reasons": orjson.dumps(dict(sum((Counter(r.reasons) for r in receipts), Counter()))).decode(),
+    }
+
+
+def _failure(shard: Shard, what: str) -> ReconciliationError:
+    uris = ", ".join(span.file.uri for span in shard.spans[:3])
+    return ReconciliationError(f"Shard {shard.shard_id} ({uris}): {what}. Nothing was published; please report this.")

@@ -1,0 +1,249 @@
+"""A run, from plan to publish: stream Blocks through Ray, journal what is written, prove, publish, report."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import FrameType
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import pipeline
+from pipeline.config import JobConfig
+from pipeline.encoder.describe import ModelDescription
+from pipeline.errors import PipelineError, SnapshotConflict, StorageError
+from pipeline.execution.metrics import RunReport
+from pipeline.execution.model import describe
+from pipeline.execution.plan import Plan, make_plan
+from pipeline.execution.publish import publish
+from pipeline.execution.report import render_html, report_json
+from pipeline.execution.settings import output_dimension, recipe_facts, stage_settings
+from pipeline.records import BlockReceipt
+from pipeline.storage.claim import Claim
+from pipeline.storage.filesystem import Store
+from pipeline.storage.journal import Journal, read_journal
+from pipeline.storage.snapshots import snapshot_numbers
+
+JOURNAL_SECONDS = 3.0
+"""At most this much finished work is encoded again after a driver dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is; given to whoever watches it."""
+
+    phase: str
+    rows_done: int = 0
+    tokens_done: int = 0
+    fraction_done: float = 0.0
+    """By bytes of the source, 0 to 1."""
+    quarantined: int = 0
+
+
+Watcher = Callable[[Progress], None]
+
+
+def run(config: JobConfig, watch: Watcher) -> RunReport:
+    """Bring the output up to date with the source, publish it as one Snapshot, and prove it.
+
+    Args:
+        config: what to read, what a vector is, where to write, how fast.
+        watch: called often, from this thread.
+
+    Returns:
+        The report, outcome `published` or `nothing_to_do`.
+
+    Raises:
+        PipelineError: the run failed and published nothing; what it has encoded is kept for the next one. The
+            report of the failure is on the exception's `report` attribute once there was a plan.
+    """
+    started = time.perf_counter()
+    watch(Progress("planning"))
+    store = Store(config.output.uri)
+    plan = make_plan(config, store)
+    report = _open_report(config, plan, store)
+    report.seconds["plan"] = time.perf_counter() - started
+    try:
+        if plan.is_done:
+            _report_standing(report, plan)
+        else:
+            _work(config, plan, store, report, watch)
+    except PipelineError as error:
+        report.outcome, report.error = "failed", str(error)
+        error.report = report
+        raise
+    finally:
+        report.seconds["total"] = time.perf_counter() - started
+        if report.outcome != "nothing_to_do":
+            _save_report(store, report)
+    return report
+
+
+def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch: Watcher) -> None:
+    watch(Progress("opening the output"))
+    store.check_writable()
+    with Claim(store, plan.number) as claim:
+        if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
+            raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
+        planned_at = _record_plan(store, plan)
+        journal = Journal(
+            store, plan.run_key, plan.folder, claim.driver, read_journal(store, plan.run_key).next_number
+        )
+        description = describe(plan.model) if plan.embed else None
+        receipts: list[BlockReceipt] = []
+        if description is not None:
+            output_dimension(config, description)
+            receipts = _encode_missing(config, plan, description, planned_at, journal, report, watch)
+        watch(Progress("publishing", report.rows_read, report.tokens, 1.0, report.quarantined))
+        publishing = time.perf_counter()
+        publish(config, plan, store, claim, receipts, report, description)
+        report.seconds["publish"] = time.perf_counter() - publishing
+    report.outcome = "published"
+
+
+def _record_plan(store: Store, plan: Plan) -> pa.Scalar:
+    """Write down the plan of this run, once; return when it was first planned.
+
+    A resumed run stamps its rows with the time of the first attempt, so that it matters to no row who wrote it.
+    """
+    now = int(time.time() * 1_000_000)
+    rows = {
+        "shard_id": [shard.shard_id for shard in plan.wanted],
+        "spans": [orjson.dumps(shard.to_json()["spans"]).decode() for shard in plan.wanted],
+    }
+    table = pa.table(rows, schema=pa.schema([("shard_id", pa.string()), ("spans", pa.string())]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"planned_at": str(now)}), sink, compression="zstd")
+    found = store.put_new(f"_meta/runs/{plan.run_key}/plan.parquet", sink.getvalue().to_pybytes())
+    if found is not None:
+        now = int(pq.read_schema(pa.BufferReader(found)).metadata[b"planned_at"])
+    return pa.scalar(now, pa.timestamp("us", tz="UTC"))
+
+
+def _encode_missing(
+    config: JobConfig,
+    plan: Plan,
+    description: ModelDescription,
+    planned_at: pa.Scalar,
+    journal: Journal,
+    report: RunReport,
+    watch: Watcher,
+) -> list[BlockReceipt]:
+    """Stream the missing Blocks through Ray and journal their receipts; return them."""
+    from pipeline.execution.cluster import configure_data, divide, start_ray, stop_ray
+    from pipeline.execution.streaming import stream_blocks
+
+    watch(Progress("starting Ray"))
+    starting = time.perf_counter()
+    start_ray(config.runtime)
+    try:
+        _stop_on_sigterm()
+        configure_data()
+        shares = divide(config.runtime)
+        report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
+        settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
+        todo = [(shard, plan.done_blocks(shard.shard_id)) for shard in plan.embed]
+        sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
+        blocks = stream_blocks(todo, settings, shares)
+        return _follow(blocks, sizes, journal, report, watch, starting)
+    finally:
+        stop_ray()
+
+
+def _stop_on_sigterm() -> None:
+    """Turn SIGTERM into an error, so that the Journal is written before the process ends.
+
+    Installed after Ray has started, whose own handler would end the process at once.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise PipelineError("stopped by SIGTERM; what was encoded is kept, run again to go on")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _follow(
+    blocks: Iterator[BlockReceipt],
+    sizes: dict[str, int],
+    journal: Journal,
+    report: RunReport,
+    watch: Watcher,
+    starting: float,
+) -> list[BlockReceipt]:
+    receipts: list[BlockReceipt] = []
+    total_bytes, done_bytes, journalled = sum(sizes.values()) or 1, 0, 0
+    last_entry = first_block = time.perf_counter()
+    try:
+        for receipt in blocks:
+            now = time.perf_counter()
+            if not receipts:
+                first_block = now
+                report.seconds["start"] = max(0.0, now - starting - _first_seconds(receipt))
+            receipts.append(receipt)
+            report.add(receipt)
+            done_bytes += sizes[receipt.shard_id] if receipt.is_last else 0
+            report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
+            watch(
+                Progress("encoding", report.rows_read, report.tokens, done_bytes / total_bytes, report.quarantined)
+            )
+            if now - last_entry >= JOURNAL_SECONDS:
+                journal.append(receipts[journalled:])
+                journalled, last_entry = len(receipts), now
+    finally:
+        if receipts[journalled:]:
+            journal.append(receipts[journalled:])
+    report.seconds["run"] = time.perf_counter() - starting - report.seconds.get("start", first_block - starting)
+    return receipts
+
+
+def _first_seconds(receipt: BlockReceipt) -> float:
+    """Return how long the first Block was worked on: start-up is what came before it."""
+    return sum(receipt.metrics.get(f"{stage}_seconds", 0.0) for stage in ("read", "tokenize", "encode", "write"))
+
+
+def _open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
+    names = ("ray", "torch", "sentence-transformers", "transformers", "pyarrow", "s3fs")
+    return RunReport(
+        outcome="failed",
+        output_uri=store.uri,
+        run_key=plan.run_key,
+        folder=store.uri_of(f"snapshots/{plan.folder}"),
+        recipe=recipe_facts(config, plan),
+        fingerprint=plan.recipe_fingerprint,
+        source_files=len(plan.files),
+        source_bytes=plan.source_bytes,
+        shards=len(plan.wanted),
+        shards_reused=len(plan.wanted) - len(plan.embed),
+        versions={"pipeline": pipeline.__version__} | {name: version(name) for name in names},
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _report_standing(report: RunReport, plan: Plan) -> None:
+    """Fill the report of a run that finds everything done: the counts of the Snapshot that stands."""
+    assert plan.parent is not None
+    for blocks in plan.carried.values():
+        for one in blocks:
+            report.add_reused(one.receipt)
+    record = plan.parent.record
+    report.outcome, report.snapshot, report.run_key = "nothing_to_do", record.number, record.run_key
+    report.folder, report.dimension = plan.parent.folder, record.dimension
+
+
+def _save_report(store: Store, report: RunReport) -> None:
+    """Write the report beside the output; a report that cannot be written fails no run."""
+    if not report.run_key or report.outcome == "planned":
+        return
+    report.report_uri = store.uri_of(f"reports/{report.run_key}.html")
+    with suppress(StorageError):
+        store.put(f"reports/{report.run_key}.html", render_html(report).encode())
+        store.put(f"reports/{report.run_key}.json", report_json(report))
+        return
+    report.report_uri = None

@@ -1,0 +1,265 @@
+"""The four stages a Block passes through, each a thin adapter between Ray Data and pure functions.
+
+A Ray Data row is a whole Block: its tables travel as Arrow IPC, so that schemas arrive as they were sent and one call
+of a stage is exactly one Block, whatever Ray would make of its size.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.arrow import one_array
+from pipeline.encoder.protocol import encode_packed, finish, to_stored
+from pipeline.execution.metrics import TOKEN_BUCKETS
+from pipeline.execution.model import ModelReference, open_encoder
+from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, TokenBatch
+from pipeline.schemas import BYTE_OFFSET, QUARANTINE, RAW_BYTES, ROW, SPAN, TEXT, TOKEN_IDS
+from pipeline.storage.filesystem import Store, open_source
+from pipeline.storage.parquet import PartName, publish_part
+from pipeline.storage.partitions import split_by_partition
+from pipeline.storage.readers import ReadColumns, read_shard
+from pipeline.text.chunking import chunk_texts
+from pipeline.text.tokenizer import Tokenizer, TokenizerSpec, hash_texts, load_tokenizer, with_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """Plain values, the same for every Block of a run; holds no credential."""
+
+    columns: ReadColumns
+    rows_per_part: int
+    tokenizer: TokenizerSpec
+    chunk_overlap_tokens: int | None
+    """None = long texts are truncated."""
+    model: ModelReference
+    compute: str
+    threads: int
+    batch_tokens: int
+    dimensions: int | None
+    normalize: bool
+    stored: str
+    output_uri: str
+    snapshot_folder: str
+    partition_by: tuple[str, ...]
+    part_schema: pa.Schema
+    metadata: dict[str, Any]
+    event_time: pa.Scalar
+    """First run that saw the text, where the source has no time of its own."""
+
+
+def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
+    """Read Shards, Block by Block; input: one row per Shard, its JSON and the Blocks that need no work."""
+    for shard_json, done in zip(batch["shard"].to_pylist(), batch["done_blocks"].to_pylist(), strict=True):
+        shard = Shard.from_json(orjson.loads(shard_json))
+        blocks = read_shard(shard, settings.columns, settings.rows_per_part, open_source, frozenset(done))
+        for block in blocks:
+            yield to_row(shard, block)
+
+
+def tokenize_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
+    """Cut long texts if asked to, and add token ids, token counts and text hashes."""
+    for shard, block in from_rows(batch):
+        started = time.perf_counter()
+        documents = tokenize_documents(block.documents, settings)
+        metrics = block.metrics | _token_metrics(documents)
+        metrics["tokenize_seconds"] = time.perf_counter() - started
+        yield to_row(shard, replace(block, documents=documents, metrics=metrics))
+
+
+def tokenize_documents(documents: pa.Table, settings: StageSettings) -> pa.Table:
+    """Return the documents (or their chunks) with `tokens`, `truncated`, `text_hash` and the ids themselves."""
+    spec = settings.tokenizer
+    texts = one_array(documents[TEXT])
+    if settings.chunk_overlap_tokens is not None:
+        chunks = chunk_texts(texts, spec, settings.chunk_overlap_tokens)
+        documents = documents.take(pa.array(chunks.document_M)).drop_columns([TEXT]).append_column(TEXT, chunks.texts)
+        for name, values in (
+            ("chunk", chunks.number_M),
+            ("char_start", chunks.char_start_M),
+            ("char_end", chunks.char_end_M),
+        ):
+            documents = documents.append_column(name, pa.array(values))
+        texts = chunks.texts
+    sent = with_prompt(texts, spec.prompt)
+    tokens, truncated_N = _tokenizer(spec)(sent, spec.max_tokens)
+    ids = pa.ListArray.from_arrays(pa.array(tokens.offsets_N1, pa.int32()), pa.array(tokens.token_ids_T))
+    return (
+        documents.append_column("tokens", pa.array(tokens.lengths_N, pa.int32()))
+        .append_column("truncated", pa.array(truncated_N))
+        .append_column("text_hash", hash_texts(sent))
+        .append_column(TOKEN_IDS, ids)
+    )
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
+    return load_tokenizer(spec)
+
+
+def _token_metrics(documents: pa.Table) -> dict[str, float]:
+    tokens_N = documents["tokens"].to_numpy()
+    buckets = np.bincount(np.searchsorted(TOKEN_BUCKETS, tokens_N), minlength=len(TOKEN_BUCKETS) + 1)
+    return {
+        "tokens": float(tokens_N.sum()),
+        "truncated": float(pc.sum(documents["truncated"]).as_py() or 0),
+        **{f"tokens_bucket_{bucket}": float(rows) for bucket, rows in enumerate(buckets)},
+    }
+
+
+class EncodeBlocks:
+    """The encoder actor: holds the model and gives every Block its vectors."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self.settings = settings
+        self.encoder = open_encoder(
+            settings.model, settings.compute, settings.tokenizer.prompt, settings.threads
+        )
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for shard, block in from_rows(batch):
+            yield to_row(shard, self.encode(shard, block))
+
+    def encode(self, shard: Shard, block: Block) -> Block:
+        """Return the Block with its vector column(s); rows without a finite vector go to quarantine."""
+        settings, documents = self.settings, block.documents
+        ids = one_array(documents[TOKEN_IDS])
+        offsets_N1 = ids.offsets.to_numpy().astype(np.int64)
+        tokens = TokenBatch(ids.values.to_numpy(), offsets_N1)
+        encoded = encode_packed(self.encoder, tokens, settings.batch_tokens)
+        vectors_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
+        documents = documents.drop_columns([TOKEN_IDS])
+        finite_N = np.isfinite(vectors_ND).all(axis=1)
+        if not finite_N.all():
+            positions = _positions(documents)
+            bad = pc.is_in(positions, value_set=positions.filter(pa.array(~finite_N)))
+            error = "the model gave NaN or an infinity"
+            block = _quarantined(shard, block, documents.filter(bad), Reason.NOT_FINITE, error)
+            good = pc.invert(bad)
+            documents, vectors_ND = documents.filter(good), vectors_ND[one_array(good).to_numpy(zero_copy_only=False)]
+        names = ["embedding", "scale"] if settings.stored == "int8" else ["embedding"]
+        for name, column in zip(names, to_stored(vectors_ND, settings.stored), strict=True):
+            documents = documents.append_column(name, column)
+        now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", tz="UTC"))
+        documents = documents.append_column("created_timestamp", pa.repeat(now, documents.num_rows))
+        metrics = block.metrics | {"padded_tokens": float(encoded.padded_tokens), "encode_seconds": encoded.seconds}
+        return replace(block, documents=documents, metrics=metrics)
+
+
+def write_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
+    """Publish the Parts of each Block and return its receipt, as JSON; no vector goes to the driver."""
+    store = _store(settings.output_uri)
+    for shard, block in from_rows(batch):
+        started = time.perf_counter()
+        receipt = write_block(store, shard, block, settings)
+        receipt.metrics["write_seconds"] = time.perf_counter() - started
+        yield pa.table({"receipt": pa.array([orjson.dumps(receipt.to_json())], pa.binary())})
+
+
+@lru_cache(maxsize=1)
+def _store(uri: str) -> Store:
+    return Store(uri)
+
+
+def write_block(store: Store, shard: Shard, block: Block, settings: StageSettings) -> BlockReceipt:
+    """Publish one Part per partition of a Block, and one of its quarantined rows if there are any."""
+    sources = [[span.file.uri, span.file.version, span.position] for span in shard.spans]
+    metadata = settings.metadata | {"sources": sources}
+    parts: list[Part] = []
+    documents_read = len(pc.unique(_positions(block.documents)))
+    for partition, rows in split_by_partition(block.documents, settings.partition_by):
+        documents = block.documents.take(rows) if settings.partition_by else block.documents
+        if partition is None:
+            columns = ", ".join(settings.partition_by)
+            block = _quarantined(shard, block, documents, Reason.PARTITION_VALUE, f"{columns}: cannot name a folder")
+            documents_read -= len(pc.unique(_positions(documents)))
+        elif documents.num_rows:
+            name = PartName("embeddings", settings.snapshot_folder, partition, shard.shard_id, block.number)
+            parts.append(publish_part(store, name, _part_table(documents, settings), metadata))
+    if block.quarantine.num_rows:
+        name = PartName("quarantine", settings.snapshot_folder, "", shard.shard_id, block.number)
+        parts.append(publish_part(store, name, block.quarantine, metadata))
+    reasons = Counter(block.quarantine["reason"].to_pylist())
+    return BlockReceipt(
+        shard.shard_id,
+        block.number,
+        block.is_last,
+        block.rows_read,
+        documents_read,
+        block.quarantine.num_rows,
+        tuple(parts),
+        dict(block.metrics),
+        dict(reasons),
+    )
+
+
+def _positions(documents: pa.Table) -> pa.Array:
+    """Return one number per row that is equal for the chunks of one document only."""
+    row, span = documents[ROW].cast(pa.int64()), documents[SPAN].cast(pa.int64())
+    return pc.add(pc.multiply(row, pa.scalar(1 << 20, pa.int64())), span)
+
+
+def _part_table(documents: pa.Table, settings: StageSettings) -> pa.Table:
+    times = pa.repeat(settings.event_time, documents.num_rows)
+    return documents.append_column("event_timestamp", times).select(settings.part_schema.names).cast(settings.part_schema)
+
+
+def _quarantined(shard: Shard, block: Block, documents: pa.Table, reason: Reason, error: str) -> Block:
+    """Return the Block with these documents added to its quarantine (chunks count once, by their first)."""
+    if "chunk" in documents.column_names:
+        documents = documents.filter(pc.equal(documents["chunk"], 0))
+    uris = pa.array([span.file.uri for span in shard.spans]).take(one_array(documents[SPAN]))
+    rows = documents.num_rows
+    raw = pc.binary_slice(documents[TEXT].cast(pa.binary()), 0, RAW_BYTES)
+    columns = [
+        uris,
+        documents[ROW],
+        documents[BYTE_OFFSET],
+        documents["id"].cast(pa.string()),
+        pa.repeat(reason.value, rows),
+        pa.repeat(error, rows),
+        raw,
+    ]
+    added = pa.Table.from_arrays([one_array(column) for column in columns], schema=QUARANTINE)
+    return replace(block, quarantine=pa.concat_tables([block.quarantine, added]))
+
+
+def to_row(shard: Shard, block: Block) -> pa.Table:
+    """Return a Block as one Ray Data row."""
+    head = {"number": block.number, "rows_read": block.rows_read, "is_last": block.is_last, "metrics": block.metrics}
+    return pa.table(
+        {
+            "shard": pa.array([orjson.dumps(shard.to_json())], pa.binary()),
+            "head": pa.array([orjson.dumps(head)], pa.binary()),
+            "documents": _to_ipc(block.documents),
+            "quarantine": _to_ipc(block.quarantine),
+        }
+    )
+
+
+def from_rows(batch: pa.Table) -> Iterator[tuple[Shard, Block]]:
+    """Yield the Blocks of Ray Data rows; their tables are views of the row's memory."""
+    for row in range(batch.num_rows):
+        shard = Shard.from_json(orjson.loads(batch["shard"][row].as_py()))
+        head = orjson.loads(batch["head"][row].as_py())
+        documents, quarantine = (
+            pa.ipc.open_stream(batch[name][row].as_buffer()).read_all() for name in ("documents", "quarantine")
+        )
+        yield shard, Block(shard.shard_id, documents=documents, quarantine=quarantine, **head)
+
+
+def _to_ipc(table: pa.Table) -> pa.Array:
+    """Return a table as one large_binary value, without copying what is serialised."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    offsets = pa.py_buffer(np.array([0, content.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])

@@ -1,0 +1,70 @@
+"""The Ray Data pipeline itself: Shards in, receipts out, four stages that overlap."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, cast
+
+import orjson
+import ray
+import ray.data
+import ray.exceptions
+
+from pipeline.errors import PipelineError
+from pipeline.execution.cluster import Shares
+from pipeline.execution.stages import EncodeBlocks, StageSettings, read_blocks, tokenize_blocks, write_blocks
+from pipeline.records import BlockReceipt, Shard
+
+MAX_READ_TASKS = 2000
+"""Shards beyond this share read tasks: each task costs the scheduler some 10 ms."""
+
+
+def stream_blocks(
+    todo: Sequence[tuple[Shard, frozenset[int]]], settings: StageSettings, shares: Shares
+) -> Iterator[BlockReceipt]:
+    """Yield the receipt of every missing Block as it is written, in any order.
+
+    Args:
+        todo: Shards, each with the Blocks that need no work.
+        settings: for the stages.
+        shares: what the workers reserve. Stages must differ in it: equal neighbours would be fused into one task
+            and no longer overlap.
+
+    Raises:
+        PipelineError: what a stage has raised, as it was raised.
+    """
+    rows = [{"shard": orjson.dumps(shard.to_json()), "done_blocks": sorted(done)} for shard, done in todo]
+    options: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    blocks = (
+        ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_READ_TASKS))
+        .map_batches(partial(read_blocks, settings=settings), num_cpus=shares.stage_cpus, **options)
+        .map_batches(partial(tokenize_blocks, settings=settings), num_cpus=shares.stage_cpus * 1.01, **options)
+        .map_batches(
+            EncodeBlocks,
+            fn_constructor_args=(settings,),
+            compute=ray.data.ActorPoolStrategy(size=shares.encoders),
+            num_cpus=shares.encoder_cpus,
+            num_gpus=shares.encoder_gpus or None,
+            **options,
+        )
+        .map_batches(partial(write_blocks, settings=settings), num_cpus=shares.stage_cpus, **options)
+    )
+    try:
+        for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for receipt in batch["receipt"].to_pylist():
+                yield BlockReceipt.from_json(orjson.loads(receipt))
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise told_by_stage(error) from error
+
+
+def told_by_stage(error: BaseException) -> PipelineError:
+    """Return the PipelineError that a stage has raised on its worker, or one that says what went wrong there.
+
+    Ray gives an error back as a class of its own that also derives from the class that was raised.
+    """
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    own = [kind for kind in type(cause).__mro__ if kind.__module__ == PipelineError.__module__]
+    if own:
+        return cast(PipelineError, own[0](*cause.args))
+    return PipelineError(f"a stage failed: {type(cause).__name__}: {cause}")

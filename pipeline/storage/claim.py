@@ -1,0 +1,125 @@
+"""The Claim: which driver works on the next snapshot of an output, so that a second one stops before it costs."""
+
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from pipeline.errors import PipelineError, SnapshotConflict
+from pipeline.storage.filesystem import Store
+
+BEAT_SECONDS = 3.0
+PATIENCE_BEATS = 4
+"""A driver on another machine counts as dead after this many beats without one; no clocks are compared."""
+
+
+class Claim:
+    """Held by a driver from the first write to the publish; beats in a thread of its own.
+
+    Epochs are numbered and put-if-absent: of two drivers that both find the last owner dead, one gets the next
+    epoch and the other a SnapshotConflict. The Claim saves work; what keeps the data right is that every Part,
+    Journal entry and Snapshot is itself put-if-absent.
+
+    Raises:
+        SnapshotConflict: another driver holds the output.
+    """
+
+    def __init__(self, store: Store, snapshot: int) -> None:
+        self.store, self.folder, self.driver = store, f"_meta/claims/{snapshot:08d}", uuid.uuid4().hex
+        self._beat, self._stop = 0, threading.Event()
+        epoch = self._epoch_to_take()
+        content = orjson.dumps({"driver": self.driver, "host": socket.gethostname(), **_process_identity()})
+        if store.put_new(f"{self.folder}/{epoch:08d}.json", content) is not None:
+            raise self._conflict()
+        self.epoch = epoch
+        self._thread = threading.Thread(target=self._keep_beating, name="claim", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._write_beat(released=False)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=BEAT_SECONDS)
+        if not self.is_lost():
+            self._write_beat(released=True)
+
+    def is_lost(self) -> bool:
+        """Whether another driver has taken a later epoch."""
+        return self.store.stat(f"{self.folder}/{self.epoch + 1:08d}.json") is not None
+
+    def _epoch_to_take(self) -> int:
+        pattern = re.compile(r".*/(\d{8})\.json")
+        epochs = sorted(int(match[1]) for key in self.store.files(self.folder) if (match := pattern.fullmatch(key)))
+        if not epochs:
+            return 0
+        owner = orjson.loads(self.store.read(f"{self.folder}/{epochs[-1]:08d}.json") or b"{}")
+        if self._is_alive(owner):
+            raise self._conflict(owner)
+        return epochs[-1] + 1
+
+    def _is_alive(self, owner: dict[str, Any]) -> bool:
+        first = self._read_beat()
+        if first.get("driver") == owner.get("driver") and first.get("released"):
+            return False
+        here = _process_identity()
+        if owner.get("machine") == here["machine"]:
+            return _start_time(int(owner["pid"])) == owner["pid_start"]
+        deadline = time.monotonic() + BEAT_SECONDS * PATIENCE_BEATS
+        while time.monotonic() < deadline:
+            time.sleep(BEAT_SECONDS / 2)
+            if self._read_beat() != first:
+                return True
+        return False
+
+    def _read_beat(self) -> dict[str, Any]:
+        content = self.store.read(f"{self.folder}/heartbeat")
+        return dict(orjson.loads(content)) if content else {}
+
+    def _write_beat(self, released: bool) -> None:
+        self._beat += 1
+        beat = {"driver": self.driver, "beat": self._beat, "released": released}
+        self.store.put(f"{self.folder}/heartbeat", orjson.dumps(beat))
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                self._write_beat(released=False)
+            except PipelineError:
+                continue  # a store that is down for a while is the run's own concern, and told there
+
+    def _conflict(self, owner: dict[str, Any] | None = None) -> SnapshotConflict:
+        who = f" (process {owner.get('pid')} on {owner.get('host')})" if owner else ""
+        return SnapshotConflict(
+            f"another run{who} holds the output {self.store.uri}; wait for it, or stop it and run again"
+        )
+
+
+def _process_identity() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"machine": _machine(), "pid": pid, "pid_start": _start_time(pid)}
+
+
+def _machine() -> str:
+    """Name this kernel boot and process namespace: within one, process ids can be compared."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return uuid.uuid4().hex
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a process was started, in clock ticks since boot; None if there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,191 @@
+"""CSV with a header row, quoted as RFC 4180 says: quotes doubled, line breaks allowed within quotes.
+
+A row's number counts the records after the header from 0; blank lines are no rows. Where a record cannot be parsed (an
+open quote, text after a closing one), its first line alone goes to quarantine and reading goes on at the next line, so
+that one stray quote cannot swallow the rows behind it.
+"""
+
+import csv
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import schemas
+from pipeline.errors import SourceError
+from pipeline.records import Reason, SourceFile
+from pipeline.storage.arrow_types import is_utf8
+from pipeline.storage.conversion import csv_column
+from pipeline.storage.decompression import CHUNK_BYTES, read_chunks
+from pipeline.storage.line_reader import split_lines
+from pipeline.storage.rows import Bad, Candidates, OpenFile, ReadColumns, missing_column
+
+ROWS_PER_BATCH = 4096
+
+
+class _Line(NamedTuple):
+    content: bytes
+    byte_offset: int
+    too_long: Bad | None
+
+
+class _Record(NamedTuple):
+    """One record: its fields, or why it has none."""
+
+    fields: list[str]
+    lines: list[_Line]
+    bad: Bad | None = None
+
+
+def read_csv(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates]:
+    """Yield the records of a CSV file.
+
+    Raises:
+        SourceError: the header is unreadable or lacks a column, or the bytes cannot be read.
+    """
+    records = _records(_lines(file, open_file, columns.max_line_bytes), columns.max_line_bytes)
+    header = _header(file, records)
+    if header is None:
+        return
+    names = (columns.id_column, columns.text_column, *columns.keep_columns)
+    indices = [_index_of(file, header, name) for name in names]
+    batch: list[_Record] = []
+    row, size_bytes = 0, 0
+    for record in records:
+        batch.append(_checked(record, len(header)))
+        for line in record.lines:
+            size_bytes += len(line.content)
+        if len(batch) == ROWS_PER_BATCH or size_bytes >= CHUNK_BYTES:
+            yield _candidates(batch, row, indices, columns)
+            row, size_bytes, batch = row + len(batch), 0, []
+    if batch:
+        yield _candidates(batch, row, indices, columns)
+
+
+def read_csv_schema(
+    file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
+) -> pa.Schema:
+    """Return the document schema of a CSV file: strings, whether or not it has a header.
+
+    Raises:
+        SourceError: the header is unreadable or lacks a column.
+    """
+    header = _header(file, _records(_lines(file, open_file, CHUNK_BYTES), CHUNK_BYTES))
+    for column in (id_column, text_column, *keep_columns):
+        if header is not None:
+            _index_of(file, header, column)
+    return schemas.document_schema(pa.string(), [pa.field(name, pa.string()) for name in keep_columns])
+
+
+def _lines(file: SourceFile, open_file: OpenFile, max_line_bytes: int) -> Iterator[_Line]:
+    for batch in split_lines(read_chunks(file, open_file), max_line_bytes):
+        offsets = batch.byte_offset_N.tolist()
+        for position, (content, offset) in enumerate(zip(batch.lines, offsets, strict=True)):
+            yield _Line(content, offset, batch.too_long.get(position))
+
+
+def _records(lines: Iterator[_Line], max_record_bytes: int) -> Iterator[_Record]:
+    """Yield the records, each with the lines it was read from; blank lines give none."""
+    # The limit is the csv module's only one and global; its default of 128 KiB refuses legitimate texts.
+    csv.field_size_limit(max(csv.field_size_limit(), max_record_bytes))
+    again: deque[_Line] = deque()
+    taken: list[_Line] = []
+
+    def feed() -> Iterator[str]:
+        size_bytes = 0
+        while line := again.popleft() if again else next(lines, None):
+            size_bytes = len(line.content) + (size_bytes if taken else 0)
+            if taken and (line.too_long or size_bytes > max_record_bytes):
+                again.appendleft(line)
+                raise csv.Error("a quote is not closed within the bytes allowed for a record")
+            taken.append(line)
+            if line.too_long:
+                raise csv.Error
+            yield line.content.decode("utf-8", "surrogateescape") + "\n"
+
+    reader = csv.reader(feed(), strict=True)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            why = taken[0].too_long or Bad(Reason.INVALID_CSV, f"the record is not valid CSV: {error}")
+            again.extendleft(reversed(taken[1:]))
+            yield _Record([], taken[:1], why)
+            reader = csv.reader(feed(), strict=True)
+        else:
+            if len(taken) > 1 or taken[0].content.strip():
+                yield _Record(fields, taken)
+        taken = []
+
+
+def _header(file: SourceFile, records: Iterator[_Record]) -> list[str] | None:
+    header = next(records, None)
+    if header is None:
+        return None
+    bad = header.bad or _checked(header, len(header.fields)).bad
+    if bad:
+        raise SourceError(
+            f"the header of {file.uri} cannot be read: {bad.error}; expected a row of column names"
+        )
+    return header.fields
+
+
+def _index_of(file: SourceFile, header: list[str], column: str) -> int:
+    if column not in header:
+        raise missing_column(file, column, header)
+    if header.count(column) > 1:
+        raise SourceError(f"{file.uri} has {header.count(column)} columns {column!r}; rename all but one")
+    return header.index(column)
+
+
+def _checked(record: _Record, width: int) -> _Record:
+    """Return the record, without fields where they are too many, too few or no UTF-8."""
+    if record.bad:
+        return record
+    if not all(is_utf8(line.content) for line in record.lines):
+        bad = Bad(Reason.INVALID_UTF8, "the record is not valid UTF-8")
+    elif len(record.fields) != width:
+        bad = Bad(Reason.INVALID_CSV, f"expected {width} fields, found {len(record.fields)}")
+    else:
+        return record
+    return _Record([], record.lines, bad)
+
+
+def _candidates(batch: list[_Record], first_row: int, indices: list[int], columns: ReadColumns) -> Candidates:
+    """Return the records as columns of the expected types; an empty id is a missing one."""
+    bad = {row: record.bad for row, record in enumerate(batch) if record.bad}
+
+    def column(index: int, name: str, expected: pa.DataType) -> pa.Array:
+        fields = [record.fields[index] if record.fields else None for record in batch]
+        if name == columns.id_column:
+            fields = [value or None for value in fields]
+        array, wrong = csv_column(fields, expected)
+        for row, found in wrong.items():
+            bad.setdefault(
+                row, Bad(Reason.WRONG_TYPE, f"column {name!r}: expected {expected}, found {found}")
+            )
+        return array
+
+    ids = column(indices[0], columns.id_column, columns.id_type)
+    texts = column(indices[1], columns.text_column, pa.string())
+    kept = [
+        column(index, kept.name, kept.type)
+        for index, kept in zip(indices[2:], columns.kept_fields, strict=True)
+    ]
+    return Candidates(
+        ids,
+        texts,
+        kept,
+        first_row + np.arange(len(batch), dtype=np.int64),
+        lambda row: b"\n".join(_contents(batch[row].lines)),
+        np.array([record.lines[0].byte_offset for record in batch], np.int64),
+        bad,
+    )
+
+
+def _contents(lines: Iterable[_Line]) -> Iterable[bytes]:
+    return (line.content for line in lines)

@@ -1,0 +1,73 @@
+"""The Journal: numbered entries of what a run has written, put-if-absent, so that it can be resumed and fenced."""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import orjson
+
+from pipeline.errors import SnapshotConflict, StorageError
+from pipeline.records import BlockReceipt
+from pipeline.storage.filesystem import Store
+
+READERS = 16
+"""Entries read at once; each is one small request."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRead:
+    """What a Journal says so far."""
+
+    receipts: list[tuple[str, BlockReceipt]]
+    """Each with the snapshot folder that its Parts lie in."""
+    next_number: int
+
+
+def read_journal(store: Store, run_key: str) -> JournalRead:
+    """Return the receipts a run has journalled so far, and the number its next entry gets."""
+    prefix = f"_meta/runs/{run_key}/journal"
+    pattern = re.compile(re.escape(prefix) + r"/\d{8}\.json")
+    keys = sorted(key for key in store.files(prefix) if pattern.fullmatch(key))
+    with ThreadPoolExecutor(READERS) as pool:
+        entries = list(pool.map(store.read, keys))
+    receipts: list[tuple[str, BlockReceipt]] = []
+    for key, entry in zip(keys, entries, strict=True):
+        if entry is None:
+            raise StorageError(f"{store.uri_of(key)} was listed and is gone: something else deletes in this output")
+        content = orjson.loads(entry)
+        receipts += [(content["folder"], BlockReceipt.from_json(receipt)) for receipt in content["receipts"]]
+    return JournalRead(receipts, len(keys))
+
+
+class Journal:
+    """Writes the entries of one run; every number is written once, by one driver.
+
+    Args:
+        folder: the snapshot folder the run writes to.
+        driver: names this driver process; stands in every entry.
+        next_number: as `read_journal` gave it.
+    """
+
+    def __init__(self, store: Store, run_key: str, folder: str, driver: str, next_number: int) -> None:
+        self.store, self.run_key, self.folder, self.driver = store, run_key, folder, driver
+        self.next_number = next_number
+
+    def append(self, receipts: Sequence[BlockReceipt]) -> None:
+        """Write the next entry.
+
+        Raises:
+            SnapshotConflict: another driver has written this number; it owns the run now.
+        """
+        entry = {
+            "number": self.next_number,
+            "driver": self.driver,
+            "folder": self.folder,
+            "receipts": [receipt.to_json() for receipt in receipts],
+        }
+        key = f"_meta/runs/{self.run_key}/journal/{self.next_number:08d}.json"
+        if self.store.put_new(key, orjson.dumps(entry)) is not None:
+            raise SnapshotConflict(
+                f"another driver has taken over this run ({self.store.uri_of(key)}); it goes on, this one stops"
+            )
+        self.next_number += 1

@@ -1,0 +1,236 @@
+"""Snapshots: numbered, immutable statements «the dataset is these Parts», and how to read one."""
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import fsspec.implementations.local
+import orjson
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from pipeline.errors import SnapshotConflict, StorageError
+from pipeline.records import Part
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import part_key
+
+PARTS = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("folder", pa.string()),
+        ("path", pa.string()),
+        ("shard_id", pa.string()),
+        ("block", pa.int32()),
+        ("rows", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("content_hash", pa.string()),
+    ]
+)
+"""`folder` is the snapshot's own, or an older one's where the Part is carried by reference."""
+
+SHARDS = pa.schema(
+    [
+        ("shard_id", pa.string()),
+        ("sources", pa.string()),
+        ("blocks", pa.int32()),
+        ("rows_read", pa.int64()),
+        ("embedded", pa.int64()),
+        ("quarantined", pa.int64()),
+        ("reasons", pa.string()),
+    ]
+)
+"""The proof, per Shard; `sources` and `reasons` are JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord:
+    """The metadata object whose one conditional PUT publishes a Snapshot."""
+
+    number: int
+    parent: int | None
+    run_key: str
+    folder: str
+    """Name below `snapshots/` and `quarantine/`."""
+    fingerprint: str
+    recipe: dict[str, Any]
+    layout: dict[str, Any]
+    totals: dict[str, int]
+    """rows, rows_read, embedded, reused, quarantined, deduplicated, parts, bytes."""
+    dimension: int
+    document_schema: str
+    """Arrow IPC schema of the source's columns, base64."""
+    part_schema: str
+    """Arrow IPC schema of the dataset, partition columns included, base64."""
+    published_at: str
+    pipeline_version: str
+    driver: str
+
+    @property
+    def stem(self) -> str:
+        """`_meta/snapshots/<number>`; the tables beside it carry the run key, so that a loser cannot swap them."""
+        return f"_meta/snapshots/{self.number:08d}"
+
+    def table_key(self, name: str) -> str:
+        """Return the key of the `parts` or `shards` table."""
+        return f"{self.stem}-{self.run_key}.{name}.parquet"
+
+
+class Snapshot:
+    """A published Snapshot, open for reading."""
+
+    def __init__(self, store: Store, record: SnapshotRecord) -> None:
+        self.store, self.record = store, record
+
+    @property
+    def number(self) -> int:
+        return self.record.number
+
+    @property
+    def folder(self) -> str:
+        """URI of the folder that holds exactly the committed rows."""
+        return self.store.uri_of(f"snapshots/{self.record.folder}")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.record.recipe
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return self.record.totals
+
+    @cached_property
+    def parts(self) -> pa.Table:
+        """Every Part of the Snapshot, in the schema PARTS."""
+        return self._table("parts")
+
+    @cached_property
+    def shards(self) -> pa.Table:
+        """Every Shard of the Snapshot, in the schema SHARDS."""
+        return self._table("shards")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the rows, partition columns included."""
+        return decode_schema(self.record.part_schema)
+
+    def dataset(self) -> pyarrow.dataset.Dataset:
+        """Return the rows as a pyarrow dataset: lazy, filters and projections pushed down."""
+        names = self.record.layout["partition_by"]
+        partitioning = pyarrow.dataset.partitioning(pa.schema([self.schema.field(name) for name in names]), flavor="hive")
+        paths = [
+            f"{self.store.root}/{part_key(kind, folder, path)}"
+            for kind, folder, path in zip(*(self.parts[name].to_pylist() for name in ("kind", "folder", "path")))
+            if kind == "embeddings"
+        ]
+        if not paths:
+            return pyarrow.dataset.dataset(self.schema.empty_table())
+        return pyarrow.dataset.dataset(
+            sorted(paths),
+            schema=self.schema,
+            format="parquet",
+            filesystem=arrow_filesystem(self.store),
+            partitioning=partitioning,
+            partition_base_dir=self.store.root,
+        )
+
+    def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows in memory.
+
+        Args:
+            columns: names to read; None = all.
+        """
+        return self.dataset().to_table(columns=list(columns) if columns is not None else None)
+
+    def _table(self, name: str) -> pa.Table:
+        key = self.record.table_key(name)
+        content = self.store.read(key)
+        if content is None:
+            raise StorageError(f"{self.store.uri_of(key)} is missing; snapshot {self.number} cannot be read without it")
+        return pq.read_table(pa.BufferReader(content))
+
+
+def arrow_filesystem(store: Store) -> pa.fs.FileSystem:
+    """Return the store's filesystem for pyarrow: its own for local folders, else fsspec's behind its interface."""
+    if isinstance(store.filesystem, fsspec.implementations.local.LocalFileSystem):
+        return pa.fs.LocalFileSystem()
+    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(store.filesystem))
+
+
+def snapshot_numbers(store: Store) -> list[int]:
+    """Return the numbers of all published Snapshots, ascending."""
+    pattern = re.compile(r"_meta/snapshots/(\d{8})\.json")
+    return sorted(int(match[1]) for key in store.files("_meta/snapshots") if (match := pattern.fullmatch(key)))
+
+
+def load_snapshot(store: Store, number: int | None = None) -> Snapshot | None:
+    """Return the Snapshot of this number, or the newest; None if there is none."""
+    if number is None:
+        numbers = snapshot_numbers(store)
+        if not numbers:
+            return None
+        number = numbers[-1]
+    content = store.read(f"_meta/snapshots/{number:08d}.json")
+    return Snapshot(store, SnapshotRecord(**orjson.loads(content))) if content is not None else None
+
+
+def open_snapshot(uri: str, number: int | None = None) -> Snapshot:
+    """Open a published Snapshot of an output for reading.
+
+    Args:
+        uri: the output, as in `output.uri`.
+        number: which; None = the newest.
+
+    Raises:
+        StorageError: nothing is published there, or not under this number.
+    """
+    store = Store(uri)
+    snapshot = load_snapshot(store, number)
+    if snapshot is None:
+        which = "no snapshot is" if number is None else f"snapshot {number} is not"
+        raise StorageError(f"{store.uri}: {which} published there; check the address, or run `embed` first")
+    return snapshot
+
+
+def publish_snapshot(
+    store: Store, record: SnapshotRecord, parts: Sequence[tuple[str, Part]], shards: Sequence[dict[str, Any]]
+) -> Snapshot:
+    """Write the tables, then the one object that makes them true, then the hint LATEST.
+
+    Args:
+        record: what to publish.
+        parts: (folder, Part) of every Part.
+        shards: rows of SHARDS.
+
+    Raises:
+        SnapshotConflict: this number was published by another run.
+    """
+    rows = [asdict(part) | {"folder": folder} for folder, part in sorted(parts, key=lambda p: (p[0], p[1].path))]
+    for name, table_rows, schema in (("parts", rows, PARTS), ("shards", list(shards), SHARDS)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(table_rows, schema=schema), sink, compression="zstd")
+        store.put(record.table_key(name), sink.getvalue().to_pybytes())
+    found = store.put_new(f"{record.stem}.json", orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2))
+    if found is not None and orjson.loads(found)["run_key"] != record.run_key:
+        raise SnapshotConflict(
+            f"snapshot {record.number} of {store.uri} was published by another run meanwhile; run again, what was "
+            "encoded is kept"
+        )
+    store.put("LATEST", f"{record.folder}\n".encode())
+    published = load_snapshot(store, record.number)
+    return cast(Snapshot, published)
+
+
+def encode_schema(schema: pa.Schema) -> str:
+    """Return an Arrow schema as text."""
+    return base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode()
+
+
+def decode_schema(text: str) -> pa.Schema:
+    """Return the Arrow schema that `encode_schema` wrote."""
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))

@@ -1,0 +1,45 @@
+"""What many tests share: one real S3 server, a bucket per test, the demo's model and its texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.demo.fetch import fetch_model, fetch_reviews
+from jobs.demo.local_s3 import LocalS3, local_s3
+
+_bucket_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A running S3 server, to which the environment leads. To stop one, start one of your own."""
+    with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+        server.kill()  # nobody reads it again, and a clean stop takes a second
+
+
+@pytest.fixture
+def bucket(s3: LocalS3) -> str:
+    """The name of an empty bucket that no other test uses."""
+    name = f"test-{next(_bucket_numbers):05d}"
+    s3.create_bucket(name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def m3e_small() -> Path:
+    """The folder of m3e-small: a real Chinese model of 4 layers × 512, as sentence-transformers loads it."""
+    return fetch_model()
+
+
+@pytest.fixture(scope="session")
+def reviews() -> pa.Table:
+    """The 17,410 distinct Chinese reviews: id, text, label."""
+    return fetch_reviews()

@@ -1,0 +1,248 @@
+"""The report page: what it says, that it is whole, safe and drawn."""
+
+import html.parser
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.execution import charts
+from pipeline.execution.metrics import RunReport
+from pipeline.execution.report import (
+    bottleneck,
+    headline,
+    reading_snippets,
+    render_html,
+    report_json,
+    sentence,
+)
+from tests.example_report import example_report
+
+BROWSER_ARGUMENTS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--enable-logging=stderr", "--v=0"),
+]
+"""`--v=0` brings what a page writes to its console to stderr, marked CONSOLE."""
+
+Browse = Callable[..., tuple[str, list[str]]]
+
+DARK = "--blink-settings=preferredColorScheme=0"
+"""The only switch that makes headless Chromium (156, tried 2026-10) answer `prefers-color-scheme: dark`."""
+
+
+def find_browser() -> str | None:
+    """Return a Chromium to look at pages with, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_html(example_report())
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Return what Chromium makes of a page: its DOM, and what it wrote to the console."""
+    browser = find_browser()
+    if browser is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
+
+    def look(page: str, *arguments: str) -> tuple[str, list[str]]:
+        path = tmp_path / "report.html"
+        path.write_text(page, "utf-8")
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [browser, *BROWSER_ARGUMENTS, profile, *arguments, "--dump-dom", path.as_uri()]
+        seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return seen.stdout, [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
+
+    return look
+
+
+def text_of(page: str) -> str:
+    """Return the text a reader sees, white space folded."""
+    pieces: list[str] = []
+    parser = html.parser.HTMLParser()
+    parser.handle_data = pieces.append  # type: ignore[assignment, method-assign]
+    parser.feed(re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
+    return " ".join(" ".join(pieces).split())
+
+
+def test_the_page_says_what_came_of_the_run_and_of_every_row(page: str) -> None:
+    text = text_of(page)
+    assert "Snapshot 42 published" in text
+    assert "8,000 rows read = 7,240 embedded + 600 reused + 23 quarantined + 137 deduplicated ✓" in text
+    assert all(figure in text for figure in ("580,213", "15,110", "52.1 MB"))
+    assert "1,792" in text
+    assert "61 of 7,240 rows (0.8 %)" in text
+
+
+def test_rows_that_are_missing_are_shown_as_missing() -> None:
+    text = text_of(render_html(replace(example_report(), embedded=7233)))
+    assert "✗ 7 unaccounted for" in text
+    assert "✓" not in text
+
+
+def test_quarantine_is_listed_by_reason_and_only_if_there_is_any(page: str) -> None:
+    assert re.search("Quarantine empty_text 17 .* invalid_utf8 4 .* null_text 2", text_of(page))
+    clean = render_html(replace(example_report(), embedded=7263, quarantined=0, reasons={}))
+    assert "Quarantine" not in text_of(clean)
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    attack = "</td><script>alert(1)</script>"
+    report = replace(
+        example_report(),
+        error=attack,
+        outcome="failed",
+        output_uri=f"s3://{attack}",
+        folder=f"s3://{attack}",
+        recipe={attack: attack, "model": attack},
+        versions={attack: attack},
+        device=attack,
+        reasons={attack: 1},
+    )
+    page = render_html(report)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
+    assert re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']?(?!data:,)[^\s"'>]+""", page) == []
+    assert re.findall(r"url\((?!#)|@import|<script|<iframe|<object", page) == []
+    assert "default-src 'none'" in page
+
+
+def test_element_ids_are_unique_although_several_drawings_share_the_page(page: str) -> None:
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        RunReport("nothing_to_do", "s3://features/reviews/", snapshot=41),
+        RunReport("failed", "s3://features/reviews/", error="The bucket corpus does not exist."),
+        RunReport("planned", "s3://features/reviews/", shards=3),
+        replace(example_report(), timeline=[(1.0, 8000, 580_213)]),
+        replace(example_report(), timeline=[(1.0, 10, 10), (1.0, 20, 20)]),
+    ],
+    ids=["nothing to do", "failed", "planned", "one moment", "two points, one moment"],
+)
+def test_a_chart_without_data_is_a_sentence(report: RunReport) -> None:
+    page = render_html(report)
+    assert "Too short to draw" in page
+    assert page.count("<svg") == (2 if report.tokens else 0)
+
+
+def test_a_failed_run_says_why_and_that_nothing_was_published() -> None:
+    report = RunReport("failed", "s3://features/reviews/", error="The bucket corpus does not exist.")
+    assert headline(report) == "Run failed"
+    assert sentence(report).startswith("The bucket corpus does not exist. Nothing was published;")
+
+
+def test_busy_encoders_are_named_as_the_bottleneck_and_idle_ones_are_not() -> None:
+    assert "88 % of the run: they set the pace" in str(bottleneck(example_report()))
+    starved = replace(
+        example_report(), stage_seconds={"read": 2.0, "tokenize": 60.0, "encode": 20.0, "write": 1.0}
+    )
+    assert "waited for the rest. Of the other stages tokenize took the most time" in str(bottleneck(starved))
+    assert bottleneck(RunReport("nothing_to_do", "s3://features/reviews/")) is None
+
+
+def test_throughput_keeps_every_token_and_does_not_follow_bursts() -> None:
+    burst = [(0.0, 0, 0), (9.9, 10, 100), (10.0, 20, 200), (19.9, 30, 300), (20.0, 40, 400)]
+    stretches = charts.throughput(burst)
+    assert sum((one["end"] - one["start"]) * one["rate"] for one in stretches) == pytest.approx(400)
+    assert max(one["rate"] for one in stretches) < 40
+
+
+def test_only_buckets_between_the_shortest_and_the_longest_text_are_drawn() -> None:
+    buckets = charts.token_buckets([0, 3, 0, 12_345, 0, 0, 0, 0, 0, 0, 0, 0])
+    assert [(one["tokens"], one["label"]) for one in buckets] == [
+        ("≤ 16", "3"),
+        ("≤ 32", ""),
+        ("≤ 64", "12.3k"),
+    ]
+
+
+def test_the_json_keeps_the_order_of_the_fields_and_derived_figures() -> None:
+    report = json.loads(report_json(example_report()))
+    assert list(report)[:3] == ["outcome", "output_uri", "run_key"]
+    assert report["accounted"] == report["rows_read"] == 8000
+    assert report["timeline"][0] == [0.0, 0, 0]
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "DuckDB", "Polars"])
+def test_the_snippets_on_the_page_read_a_partitioned_folder(library: str, tmp_path: Path) -> None:
+    folder = tmp_path / "it's a folder"
+    vectors = pa.array([[0.6, 0.8]], pa.list_(pa.float32(), 2))
+    for label in ("pos", "neg"):
+        (folder / f"label={label}").mkdir(parents=True)
+        pq.write_table(
+            pa.table({"id": [label], "embedding": vectors}), folder / f"label={label}" / "a-0.parquet"
+        )
+    module = {"DuckDB": "duckdb", "Polars": "polars"}.get(library, "pyarrow")
+    pytest.importorskip(module)
+    names: dict[str, Any] = {}
+    snippet = reading_snippets(str(folder))[library]
+    assert len(snippet.splitlines()) == 3
+    exec(snippet, names)
+    table = names["rows"].to_table() if library == "pyarrow" else names["vectors"]
+    assert sorted(map(str, table["id"].to_pylist() if library != "Polars" else table["id"])) == ["neg", "pos"]
+
+
+def test_importing_the_report_loads_no_chart_library() -> None:
+    chart_libraries = "{'altair', 'vl_convert', 'jinja2'}"
+    program = f"import sys, pipeline.execution.report; print({chart_libraries} & set(sys.modules))"
+    root = Path(__file__).parents[1]
+    seen = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert seen.stdout.strip() == "set()"
+
+
+def test_a_browser_draws_every_chart_and_complains_of_nothing(page: str, browse: Browse) -> None:
+    dom, complaints = browse(page)
+    assert complaints == []
+    for chart in ("throughput", "rows", "histogram", "stages"):
+        figure = re.search(rf'<figure id="{chart}">.*?</figure>', dom, re.DOTALL)
+        assert figure, chart
+        marks = re.findall(r'aria-roledescription="(?:area mark|bar)"', figure.group())
+        assert marks, chart
+
+
+def test_the_complaints_of_a_page_would_be_seen(page: str, browse: Browse) -> None:
+    broken = page.replace("<body>", '<body><img src="http://127.0.0.1:9/x.png">')
+    assert "Content Security Policy" in "".join(browse(broken)[1])
+
+
+def first_pixel(png: bytes) -> tuple[int, ...]:
+    """Return red, green, blue of a PNG's upper left corner, which no row filter changes."""
+    chunks: dict[bytes, bytes] = {}
+    position = 8
+    while position < len(png):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        chunks[kind] = chunks.get(kind, b"") + png[position + 8 : position + 8 + length]
+        position += 12 + length
+    return tuple(zlib.decompress(chunks[b"IDAT"])[1:4])
+
+
+@pytest.mark.parametrize(("arguments", "paper"), [((), (251, 250, 248)), ((DARK,), (19, 21, 24))])
+def test_the_page_follows_the_theme_of_the_reader(
+    page: str, browse: Browse, tmp_path: Path, arguments: tuple[str, ...], paper: tuple[int, ...]
+) -> None:
+    shot = tmp_path / "page.png"
+    browse(page, *arguments, f"--screenshot={shot}", "--window-size=1200,1800")
+    assert first_pixel(shot.read_bytes()) == paper
