@@ -14,6 +14,9 @@ COMMANDS = {
     "status": "show what is published in an output",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
+MODULES = {"demo": "jobs.demo.command"}
+"""Where a command is not the module of its name."""
+
 EXIT_CODES = """\
 exit codes:
   0  done, or nothing to do
@@ -40,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        return int(importlib.import_module(f"jobs.{options.command}").run(options))
+        module = importlib.import_module(MODULES.get(options.command, f"jobs.{options.command}"))
+        return int(module.run(options))
     except PipelineError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -10,11 +10,8 @@ TICK_SECONDS = 2.0
 SHORTEST_WINDOW, LONGEST_WINDOW = 20.0, 300.0
 """Seconds over which «now» is measured: half of the time so far, between these two."""
 
-HALF_LIFE_SECONDS = 10.0
-"""Time after which a shown value has gone half of the way to a new estimate."""
-
-STEPS_BEFORE_END = 3
-"""Points of the curve before an end is guessed at: the first step holds the loading of the model."""
+LONGEST_HALF_LIFE = 10.0
+"""Seconds after which a shown value has gone half of the way to a new estimate; less in young runs."""
 
 STEPS_SHARE = 0.25
 """Share of a curve that its steps must span to be measured without the time before the first of them."""
@@ -57,13 +54,13 @@ def without_start(curve: Curve) -> Curve:
 
 def recent_rate(curve: Curve, now: float) -> float | None:
     """Return amount per second over the recent window; None before the first step."""
-    curve = without_start(curve)
-    if len(curve) < 2:
+    steps = without_start(curve)
+    if len(steps) < 2:
         return None
-    end = moment_of(curve, now)
-    elapsed = end - curve[0][0]
+    end = moment_of(steps, now)
+    elapsed = end - steps[0][0]
     window = min(elapsed, max(SHORTEST_WINDOW, min(LONGEST_WINDOW, elapsed / 2)))
-    return (curve[-1][1] - amount_at(curve, end - window)) / window if window > 0 else None
+    return (steps[-1][1] - amount_at(steps, end - window)) / window if window > 0 else None
 
 
 def amount_at(curve: Curve, seconds: float) -> float:
@@ -75,15 +72,23 @@ def amount_at(curve: Curve, seconds: float) -> float:
     return before + (done - before) * (seconds - start) / (end - start)
 
 
-def smoothed(previous: float | None, observed: float, passed_seconds: float) -> float:
-    """Return a value that follows the observed one with HALF_LIFE_SECONDS, starting from the first."""
-    if previous is None:
+def smoothed(previous: float | None, observed: float, passed_seconds: float, elapsed_seconds: float) -> float:
+    """Return a value that follows the observed one slowly, starting from the first.
+
+    Args:
+        previous: what was shown until now.
+        observed: the new estimate.
+        passed_seconds: time since `previous` was shown.
+        elapsed_seconds: age of the run; the half-life is a fifth of it, at most LONGEST_HALF_LIFE.
+    """
+    if previous is None or elapsed_seconds <= 0:
         return observed
-    return observed + (previous - observed) * math.pow(0.5, passed_seconds / HALF_LIFE_SECONDS)
+    half_life = min(LONGEST_HALF_LIFE, elapsed_seconds / 5)
+    return observed + (previous - observed) * math.pow(0.5, passed_seconds / half_life)
 
 
 def expected_end(curve: Curve, now: float) -> float | None:
-    """Return the moment at which all is done if the recent rate holds; None while there is none to go by.
+    """Return the moment at which all is done if the recent rate holds; None before the steps show a pace.
 
     The tick that is still running is left out: it may hold the first of several Blocks that end together.
 
@@ -93,7 +98,6 @@ def expected_end(curve: Curve, now: float) -> float | None:
     """
     running = curve[-1][0] // TICK_SECONDS == now // TICK_SECONDS
     settled = curve[:-1] if running else curve
-    if len(settled) < STEPS_BEFORE_END:
-        return None
-    rate = recent_rate(settled, now)
-    return moment_of(without_start(settled), now) + (1 - settled[-1][1]) / rate if rate else None
+    steps = without_start(settled)
+    rate = recent_rate(settled, now) if len(steps) < len(settled) else None
+    return moment_of(steps, now) + (1 - steps[-1][1]) / rate if rate else None

@@ -41,6 +41,8 @@ class Status:
     tokens_curve: Curve = ()
     work_curve: Curve = ()
     tokens_per_second: float | None = None
+    began_at: float | None = None
+    """Of the first update, on the clock of the run."""
     updated_at: float | None = None
     finish_at: float | None = None
     """Expected end on the clock of the run, smoothed."""
@@ -58,6 +60,7 @@ def advanced(
     """Return the status after an update: rates over the recent window, the end by work done."""
     tokens_curve = extended(status.tokens_curve, now, tokens_done)
     work_curve = extended(status.work_curve, now, fraction_done)
+    began_at = now if status.began_at is None else status.began_at
     passed = 0.0 if status.updated_at is None else now - status.updated_at
     end = expected_end(work_curve, now)
     return replace(
@@ -70,8 +73,9 @@ def advanced(
         tokens_curve=tokens_curve,
         work_curve=work_curve,
         tokens_per_second=recent_rate(tokens_curve, now),
+        began_at=began_at,
         updated_at=now,
-        finish_at=None if end is None else smoothed(status.finish_at, end, passed),
+        finish_at=None if end is None else smoothed(status.finish_at, end, passed, now - began_at),
     )
 
 

@@ -1,25 +1,11 @@
 """What a person reads on the terminal: the end of a run, and a plan before it."""
 
-from typing import TextIO, TypedDict
+from typing import TextIO
 
+from pipeline.execution.estimate import PlanSummary
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.report import headline, reading_snippets
 from pipeline.units import byte_size, counted, duration, percent, thousands
-
-
-class PlanSummary(TypedDict):
-    """What a run now would do, in numbers."""
-
-    files: int
-    shards: int
-    shards_done: int
-    """Shards that need nothing, because an earlier run has done them."""
-    rows: int | None
-    """Rows of the source; None where files do not say how many they hold."""
-    source_bytes: int
-    bytes_to_read: int
-    """Bytes of the shards still to do."""
-    estimated_tokens: int | None
 
 
 def summary_text(report: RunReport) -> str:
@@ -53,13 +39,13 @@ def plan_text(plan: PlanSummary) -> str:
     """Return what a run now would do: what there is, what is done, what is left."""
     left = plan["shards"] - plan["shards_done"]
     first = f"{thousands(left)} of {counted(plan['shards'], 'shard')} to embed"
-    tokens = plan["estimated_tokens"]
+    standing = "none yet" if plan["snapshot"] is None else f"{plan['snapshot']} stands"
     lines = {
         "source": f"{counted(plan['files'], 'file')}, {byte_size(plan['source_bytes'])}",
-        "rows": "known only after reading" if plan["rows"] is None else thousands(plan["rows"]),
+        "rows": f"{'' if plan['rows_are_exact'] else 'about '}{thousands(plan['rows'])}",
         "shards": f"{thousands(plan['shards'])}, of which {thousands(plan['shards_done'])} are done",
         "to read": byte_size(plan["bytes_to_read"]),
-        "tokens": "" if tokens is None else f"about {thousands(tokens)}",
+        "snapshot": standing,
     }
     return "\n".join([first if left else "nothing to do: every shard is done", *_aligned(lines)])
 

@@ -102,10 +102,11 @@ def test_a_curve_does_not_grow_with_the_length_of_the_run() -> None:
     assert recent_rate(curve, 20_000) == pytest.approx(1, rel=0.02)
 
 
-def test_a_new_rate_moves_the_smoothed_one_half_of_the_way_in_a_half_life() -> None:
-    assert smoothed(None, 8, 0) == 8
-    assert smoothed(4, 8, 10) == 6
-    assert smoothed(4, 8, 0) == 4
+def test_a_new_estimate_moves_what_is_shown_half_of_the_way_in_a_half_life() -> None:
+    assert smoothed(None, 8, 0, 100) == 8
+    assert smoothed(4, 8, 10, 100) == 6
+    assert smoothed(4, 8, 0, 100) == 4
+    assert smoothed(4, 8, 2, 10) == 6
 
 
 def test_no_end_is_expected_before_there_are_two_whole_steps() -> None:

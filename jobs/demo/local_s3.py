@@ -194,8 +194,8 @@ class LocalS3:
         )
 
     def _has_volumes(self) -> bool:
-        # /healthz is green before the volume server is known, up to 5 s in one start of ten after a kill; whoever
-        # reads or writes meanwhile gets 500, and the answer is remembered for seconds.
+        # /healthz is green before the volume server is known, by up to 5 s in one restart of ten. Whoever
+        # reads meanwhile is answered 500, for seconds more than need be (4.48).
         connection = http.client.HTTPConnection("127.0.0.1", self._ports["master.port"], timeout=2)
         try:
             connection.request("GET", "/dir/status")

@@ -1,4 +1,4 @@
-"""Which Arrow types mean the same, so that one can safely become the other, and text of any layout as UTF-8."""
+"""Which Arrow types can safely become which others, and text of any layout as UTF-8."""
 
 import pyarrow as pa
 from pyarrow import types
@@ -20,8 +20,8 @@ def is_text_kind(found: pa.DataType) -> bool:
 def same_kind(found: pa.DataType, expected: pa.DataType) -> bool:
     """Whether a checked cast keeps every value or fails.
 
-    Arrow would also parse strings to numbers, count booleans, round floats, cut times to dates, take naive times
-    for UTC, and drop the fields of a struct that are not expected.
+    Arrow would also parse strings to numbers, count booleans, round floats, cut times to dates, take naive
+    times for UTC, and drop the fields of a struct that are not expected.
     """
     found, expected = _plain(found), _plain(expected)
     if types.is_null(found) or found == expected or (is_text_kind(found) and is_text_kind(expected)):

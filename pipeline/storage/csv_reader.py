@@ -1,13 +1,13 @@
 """CSV with a header row, quoted as RFC 4180 says: quotes doubled, line breaks allowed within quotes.
 
-A row's number counts the records after the header from 0; blank lines are no rows. Where a record cannot be parsed (an
-open quote, text after a closing one), its first line alone goes to quarantine and reading goes on at the next line, so
-that one stray quote cannot swallow the rows behind it.
+A row's number counts the records after the header from 0; blank lines are no rows. Where a record cannot be
+parsed (an open quote, text after a closing one), its first line alone goes to quarantine and reading goes on at
+the next line, so that one stray quote cannot swallow the rows behind it.
 """
 
 import csv
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +27,10 @@ ROWS_PER_BATCH = 4096
 
 class _Line(NamedTuple):
     content: bytes
+    text: str
     byte_offset: int
-    too_long: Bad | None
+    bad: Bad | None
+    """That it is too long, or no UTF-8."""
 
 
 class _Record(NamedTuple):
@@ -80,10 +82,17 @@ def read_csv_schema(
 
 
 def _lines(file: SourceFile, open_file: OpenFile, max_line_bytes: int) -> Iterator[_Line]:
+    no_text = Bad(Reason.INVALID_UTF8, "the record is not valid UTF-8")
     for batch in split_lines(read_chunks(file, open_file), max_line_bytes):
-        offsets = batch.byte_offset_N.tolist()
-        for position, (content, offset) in enumerate(zip(batch.lines, offsets, strict=True)):
-            yield _Line(content, offset, batch.too_long.get(position))
+        bad: Sequence[Bad | None] = [None] * len(batch.lines)
+        try:
+            texts = b"\n".join(batch.lines).decode().split("\n")
+        except UnicodeDecodeError:
+            texts = [line.decode("utf-8", "replace") for line in batch.lines]
+            bad = [None if is_utf8(line) else no_text for line in batch.lines]
+        if batch.too_long:
+            bad = [batch.too_long.get(position, why) for position, why in enumerate(bad)]
+        yield from map(_Line, batch.lines, texts, batch.byte_offset_N.tolist(), bad)
 
 
 def _records(lines: Iterator[_Line], max_record_bytes: int) -> Iterator[_Record]:
@@ -97,13 +106,14 @@ def _records(lines: Iterator[_Line], max_record_bytes: int) -> Iterator[_Record]
         size_bytes = 0
         while line := again.popleft() if again else next(lines, None):
             size_bytes = len(line.content) + (size_bytes if taken else 0)
-            if taken and (line.too_long or size_bytes > max_record_bytes):
+            is_too_long = line.bad is not None and line.bad.reason == Reason.LINE_TOO_LONG
+            if taken and (is_too_long or size_bytes > max_record_bytes):
                 again.appendleft(line)
                 raise csv.Error("a quote is not closed within the bytes allowed for a record")
             taken.append(line)
-            if line.too_long:
+            if is_too_long:
                 raise csv.Error
-            yield line.content.decode("utf-8", "surrogateescape") + "\n"
+            yield line.text + "\n"
 
     reader = csv.reader(feed(), strict=True)
     while True:
@@ -112,7 +122,7 @@ def _records(lines: Iterator[_Line], max_record_bytes: int) -> Iterator[_Record]
         except StopIteration:
             return
         except csv.Error as error:
-            why = taken[0].too_long or Bad(Reason.INVALID_CSV, f"the record is not valid CSV: {error}")
+            why = taken[0].bad or Bad(Reason.INVALID_CSV, f"the record is not valid CSV: {error}")
             again.extendleft(reversed(taken[1:]))
             yield _Record([], taken[:1], why)
             reader = csv.reader(feed(), strict=True)
@@ -144,14 +154,12 @@ def _index_of(file: SourceFile, header: list[str], column: str) -> int:
 
 def _checked(record: _Record, width: int) -> _Record:
     """Return the record, without fields where they are too many, too few or no UTF-8."""
-    if record.bad:
+    for line in record.lines:
+        if line.bad:
+            return _Record([], record.lines, line.bad)
+    if record.bad or len(record.fields) == width:
         return record
-    if not all(is_utf8(line.content) for line in record.lines):
-        bad = Bad(Reason.INVALID_UTF8, "the record is not valid UTF-8")
-    elif len(record.fields) != width:
-        bad = Bad(Reason.INVALID_CSV, f"expected {width} fields, found {len(record.fields)}")
-    else:
-        return record
+    bad = Bad(Reason.INVALID_CSV, f"expected {width} fields, found {len(record.fields)}")
     return _Record([], record.lines, bad)
 
 

@@ -77,8 +77,8 @@ def read_chunks(file: SourceFile, open_file: OpenFile) -> Iterator[bytes]:
             except (OSError, pa.ArrowException) as error:
                 watched.raise_fault()
                 raise SourceError(
-                    f"{file.uri} is not a whole {codec} stream: {error}, after {position:,} decompressed bytes, in "
-                    f"the first {watched.bytes_read:,} of its {file.size_bytes:,} bytes; write it again"
+                    f"{file.uri} is not a whole {codec} stream: {error}, after {position:,} decompressed bytes, "
+                    f"in the first {watched.bytes_read:,} of its {file.size_bytes:,}; write it again"
                 ) from error
             if not chunk:
                 break

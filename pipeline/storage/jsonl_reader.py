@@ -54,7 +54,7 @@ def read_jsonl(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> I
 def read_jsonl_schema(
     file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
 ) -> pa.Schema:
-    """Return the document schema as the first rows of a JSON-lines file give it; strings where there are none.
+    """Return the document schema as the first rows of a JSON-lines file give it; strings if there are none.
 
     Raises:
         SourceError: none of these rows has a column asked for, or it has no usable type.

@@ -20,8 +20,8 @@ from pipeline.storage.rows import Candidates, OpenFile, ReadColumns, missing_col
 
 ROWS_PER_BATCH = 1024
 BYTES_PER_BATCH = 8 * 2**20
-"""Upper bounds of a batch. The second goes by the mean row of a row group, so the first must hold where all long
-texts stand together."""
+"""Upper bounds of a batch. The second goes by the mean row of a row group, so the first must hold where all
+long texts stand together."""
 
 BUFFER_BYTES = 2 * 2**20
 """One read per column chunk: pages are streamed, a column chunk is never held whole."""
@@ -180,12 +180,12 @@ def _row_groups(span: Span, metadata: pq.FileMetaData) -> range:
     stop = metadata.num_row_groups if span.row_groups is None else start + span.row_groups
     if stop > metadata.num_row_groups:
         raise SourceError(
-            f"{span.file.uri} has {metadata.num_row_groups} row groups; the plan saw {stop}; run again to plan anew"
+            f"{span.file.uri} has {metadata.num_row_groups} row groups; the plan saw {stop}; run again"
         )
     rows = _rows_in(metadata, range(start, stop))
     if span.rows not in (None, rows):
         raise SourceError(
-            f"{span.file.uri} has {rows:,} rows in {span.position}; the plan saw {span.rows:,}; run again to plan anew"
+            f"{span.file.uri} has {rows:,} rows in {span.position}; the plan saw {span.rows:,}; run again"
         )
     return range(start, stop)
 

@@ -1,0 +1,40 @@
+"""`status`: what is published in an output, and what the newest snapshot holds."""
+
+import argparse
+
+from pipeline.config_file import load_config
+from pipeline.units import byte_size, thousands
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    import orjson
+
+    from pipeline.storage.filesystem import Store
+    from pipeline.storage.snapshots import load_snapshot, open_snapshot, snapshot_numbers
+
+    is_config = options.output.endswith((".yaml", ".yml"))
+    uri = load_config(options.output, options.overrides).output.uri if is_config else options.output
+    newest = open_snapshot(uri)
+    store = Store(uri)
+    snapshots = [load_snapshot(store, number) for number in snapshot_numbers(store)]
+    records = [snapshot.record for snapshot in snapshots if snapshot]
+    if options.json:
+        facts = [
+            {"number": r.number, "published_at": r.published_at, "fingerprint": r.fingerprint, "totals": r.totals}
+            for r in records
+        ]
+        print(orjson.dumps({"output": store.uri, "folder": newest.folder, "snapshots": facts}).decode())
+        return 0
+    print(f"{store.uri}: {len(records)} snapshot{'s' if len(records) != 1 else ''}, newest {newest.number}")
+    for record in records:
+        totals = record.totals
+        print(
+            f"  {record.number:>8}  {record.published_at}  {thousands(totals['rows'])} rows in "
+            f"{thousands(totals['parts'])} Parts, {byte_size(totals['bytes'])}; {thousands(totals['embedded'])} embedded, "
+            f"{thousands(totals['reused'])} reused, {thousands(totals['quarantined'])} quarantined"
+        )
+    recipe = newest.recipe
+    print(f"  recipe    {recipe['model']}, {newest.record.dimension} dimensions, {recipe['compute']}, {recipe['stored']}")
+    print(f"  rows in   {newest.folder}")
+    return 0

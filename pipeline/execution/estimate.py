@@ -1,0 +1,110 @@
+"""What a run now would take, in numbers a person can judge before spending anything."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import BinaryIO, TypedDict
+
+from pipeline.config import JobConfig
+from pipeline.errors import SourceError
+from pipeline.execution.plan import Plan
+from pipeline.records import Shard, SourceFile, Span
+from pipeline.storage.filesystem import open_source
+from pipeline.storage.readers import ReadColumns, parquet_row_groups, read_shard
+from pipeline.storage.snapshots import decode_schema
+
+FOOTERS, SAMPLES, SAMPLE_ROWS = 1000, 4, 1000
+"""Parquet files and line files looked at, and rows read of each of the latter; the rest is scaled by bytes."""
+
+READERS = 16
+
+
+class PlanSummary(TypedDict):
+    """What a run now would do."""
+
+    files: int
+    shards: int
+    shards_done: int
+    """Shards that need nothing, because an earlier run has done them."""
+    rows: int
+    """Rows of the source."""
+    rows_are_exact: bool
+    """False where files do not say how many rows they hold, or are too many to ask."""
+    source_bytes: int
+    bytes_to_read: int
+    """Bytes of the Shards still to do."""
+    snapshot: int | None
+    """The newest one published; a run would publish the next."""
+
+
+def estimate(plan: Plan, config: JobConfig) -> PlanSummary:
+    """Count what can be counted from footers, and estimate the rest from a sample."""
+    rows, exact = _rows(plan, config)
+    return PlanSummary(
+        files=len(plan.files),
+        shards=len(plan.wanted),
+        shards_done=len(plan.wanted) - len(plan.embed),
+        rows=rows,
+        rows_are_exact=exact,
+        source_bytes=plan.source_bytes,
+        bytes_to_read=sum(shard.size_bytes for shard in plan.embed),
+        snapshot=plan.parent.number if plan.parent else None,
+    )
+
+
+def _rows(plan: Plan, config: JobConfig) -> tuple[int, bool]:
+    if plan.is_done and plan.parent:
+        return plan.parent.totals["rows_read"], True
+    parquet = [file for file in plan.files if file.format == "parquet"]
+    lines = [file for file in plan.files if file.format != "parquet"]
+    asked = _spread(parquet, FOOTERS)
+    with ThreadPoolExecutor(READERS) as pool:
+        footers = list(pool.map(lambda file: parquet_row_groups(file, open_source), asked))
+    rows = _scaled(parquet, asked, [sum(group[0] for group in groups) for groups in footers])
+    sampled = _spread(lines, SAMPLES)
+    columns = _columns(plan, config)
+    seen = [_sample(file, columns) for file in sampled]
+    rows += _scaled(lines, sampled, [estimated for estimated, _ in seen])
+    exact = len(asked) == len(parquet) and len(sampled) == len(lines) and all(whole for _, whole in seen)
+    return rows, exact
+
+
+def _columns(plan: Plan, config: JobConfig) -> ReadColumns:
+    source, schema = config.source, decode_schema(plan.layout["document_schema"])
+    return ReadColumns(source.id_column, source.text_column, source.keep_columns, schema, source.empty_text)
+
+
+def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
+    """Return up to `count` files, evenly spread over the list."""
+    return [files[i * len(files) // count] for i in range(count)] if len(files) > count else list(files)
+
+
+def _scaled(files: Sequence[SourceFile], sampled: Sequence[SourceFile], rows: Sequence[int]) -> int:
+    """Return the rows of all files if they hold as many per byte as the sampled ones."""
+    sampled_bytes = sum(file.size_bytes for file in sampled)
+    if len(sampled) == len(files) or not sampled_bytes:
+        return sum(rows)
+    return round(sum(rows) * sum(file.size_bytes for file in files) / sampled_bytes)
+
+
+def _sample(file: SourceFile, columns: ReadColumns) -> tuple[int, bool]:
+    """Return the rows of a line file, and whether they are counted rather than extrapolated from its beginning."""
+    position = 0
+
+    @contextmanager
+    def open_and_note(file: SourceFile) -> Iterator[BinaryIO]:
+        nonlocal position
+        with open_source(file) as stream:
+            yield stream
+            position = stream.tell()
+
+    blocks = read_shard(Shard("sample", (Span(file),)), columns, SAMPLE_ROWS, open_and_note)
+    try:
+        first = next(blocks)
+        if first.is_last:
+            return first.rows_read, True
+    except SourceError:
+        return 0, False
+    finally:
+        blocks.close()  # type: ignore[attr-defined]
+    return round(first.rows_read * file.size_bytes / max(position, 1)), False
