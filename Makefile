@@ -42,7 +42,7 @@ venv $(VENV): $(STAMP)
 $(STAMP): pyproject.toml docker/constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' was not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), needed is 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "installing into $(VENV) (some minutes the first time)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV): minutes the first time, seconds after"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c docker/constraints.txt -e '.[test]'
 	@touch $@

@@ -151,9 +151,7 @@ class Progress:
             from rich.live import Live
 
             console = Console(file=self.stream)
-            self.live = Live(
-                console=console, get_renderable=self.bar, refresh_per_second=8, redirect_stdout=False
-            )
+            self.live = Live(console=console, get_renderable=self.bar, refresh_per_second=8, redirect_stdout=False)
             before = sys.stderr
             self.live.start()
             self.redirected = redirect_log_handlers(before, sys.stderr)

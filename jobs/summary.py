@@ -1,26 +1,24 @@
 """What a person reads on the terminal: the end of a run, and a plan before it."""
 
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from pipeline.execution.estimate import PlanSummary
-from pipeline.execution.metrics import RunReport
 from pipeline.execution.report import headline, reading_snippets
 from pipeline.units import byte_size, counted, duration, percent, thousands
 
+if TYPE_CHECKING:
+    from pipeline.execution.estimate import PlanSummary
+    from pipeline.execution.metrics import RunReport
 
-def summary_text(report: RunReport) -> str:
+
+def summary_text(report: "RunReport") -> str:
     """Return the end of a run in at most ten aligned lines; what does not apply is left out."""
     mark = "✓" if report.accounted == report.rows_read else "✗ does not add up"
     fates = ("embedded", "reused", "quarantined", "deduplicated")
     terms = " + ".join(f"{thousands(getattr(report, fate))} {fate}" for fate in fates)
     lines = {
-        "rows": f"{thousands(report.rows_read)} read = {terms} {mark}"
-        if report.rows_read or report.accounted
-        else "",
+        "rows": f"{thousands(report.rows_read)} read = {terms} {mark}" if report.rows_read or report.accounted else "",
         "tokens": _tokens(report),
-        "padding": f"{percent(report.padding_fraction)} of the computed tokens"
-        if report.padded_tokens
-        else "",
+        "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": _time(report),
         "quarantine": _reasons(report.reasons),
         "output": _output(report),
@@ -30,12 +28,12 @@ def summary_text(report: RunReport) -> str:
     return "\n".join([_outcome(report), *_aligned(lines)])
 
 
-def print_summary(report: RunReport, file: TextIO) -> None:
+def print_summary(report: "RunReport", file: TextIO) -> None:
     """Print the end of a run."""
     print(summary_text(report), file=file)
 
 
-def plan_text(plan: PlanSummary) -> str:
+def plan_text(plan: "PlanSummary") -> str:
     """Return what a run now would do: what there is, what is done, what is left."""
     left = plan["shards"] - plan["shards_done"]
     first = f"{thousands(left)} of {counted(plan['shards'], 'shard')} to embed"
@@ -55,7 +53,7 @@ def _aligned(lines: dict[str, str]) -> list[str]:
     return [f"  {label:<11} {text}" for label, text in lines.items() if text]
 
 
-def _outcome(report: RunReport) -> str:
+def _outcome(report: "RunReport") -> str:
     """Return the first line: what came of the run, and after how long."""
     after = f" in {duration(report.seconds['total'])}" if "total" in report.seconds else ""
     if report.outcome == "failed":
@@ -65,7 +63,7 @@ def _outcome(report: RunReport) -> str:
     return headline(report) + after
 
 
-def _tokens(report: RunReport) -> str:
+def _tokens(report: "RunReport") -> str:
     """Return tokens, speed and truncation; nothing if nothing was encoded."""
     if not report.tokens:
         return ""
@@ -76,12 +74,10 @@ def _tokens(report: RunReport) -> str:
     return speed + where + device + cut
 
 
-def _time(report: RunReport) -> str:
+def _time(report: "RunReport") -> str:
     """Return the share of each stage, then the wall time of each phase."""
     spent = sum(report.stage_seconds.values())
-    stages = [
-        f"{stage} {percent(seconds / spent)}" for stage, seconds in report.stage_seconds.items() if spent
-    ]
+    stages = [f"{stage} {percent(seconds / spent)}" for stage, seconds in report.stage_seconds.items() if spent]
     phases = [f"{name} {duration(seconds)}" for name, seconds in report.seconds.items() if name != "total"]
     return " | ".join(filter(None, [", ".join(stages), ", ".join(phases)]))
 
@@ -92,7 +88,7 @@ def _reasons(reasons: dict[str, int]) -> str:
     return ", ".join(f"{thousands(rows)} {reason}" for reason, rows in ordered)
 
 
-def _output(report: RunReport) -> str:
+def _output(report: "RunReport") -> str:
     """Return what lies where."""
     if not report.folder:
         return report.output_uri

@@ -21,9 +21,7 @@ def short_count(number: float) -> str:
 def byte_size(size_bytes: float) -> str:
     """Return a size in decimal units and three figures: `512 B`, `32.1 MB`, `1.20 TB`."""
     return (
-        f"{size_bytes:.0f} B"
-        if round(size_bytes) < 1000
-        else _scaled(size_bytes, (" kB", " MB", " GB", " TB", " PB"))
+        f"{size_bytes:.0f} B" if round(size_bytes) < 1000 else _scaled(size_bytes, (" kB", " MB", " GB", " TB", " PB"))
     )
 
 

@@ -54,9 +54,7 @@ def test_every_stretch_of_the_reviews_mixes_labels_and_lengths(reviews: pa.Table
         assert len({len(text) for text in stretch["text"].to_pylist()}) > 50
 
 
-def test_every_review_is_in_exactly_one_shard_whatever_its_format(
-    reviews: pa.Table, s3: LocalS3, bucket: str
-) -> None:
+def test_every_review_is_in_exactly_one_shard_whatever_its_format(reviews: pa.Table, s3: LocalS3, bucket: str) -> None:
     some = reviews.slice(0, 1_003)
     filesystem = s3.filesystem()
     paths = write_corpus(some, filesystem, f"{bucket}/reviews")
@@ -75,8 +73,7 @@ def test_parquet_shards_have_several_row_groups(reviews: pa.Table, tmp_path: Pat
 def test_the_corpus_has_the_same_bytes_every_time(reviews: pa.Table, tmp_path: Path) -> None:
     local = fsspec.filesystem("file")
     first, second = (
-        write_corpus(reviews.slice(0, 100), local, str(tmp_path / name), files=8)
-        for name in ("first", "second")
+        write_corpus(reviews.slice(0, 100), local, str(tmp_path / name), files=8) for name in ("first", "second")
     )
     for one, other in zip(first, second, strict=True):
         assert Path(one).read_bytes() == Path(other).read_bytes()
@@ -109,9 +106,7 @@ def test_a_file_with_another_checksum_is_refused_by_name(tmp_path: Path) -> None
         fetch(MISSING, tmp_path)
 
 
-def test_a_file_that_cannot_be_fetched_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_fetched_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(SourceError, match=r"could not be fetched: .* Check the network") as caught:
         fetch(MISSING, tmp_path)

@@ -67,9 +67,7 @@ def test_there_is_no_rate_before_the_first_step() -> None:
 
 def test_blocks_that_end_together_count_as_one_step() -> None:
     """Eight encoders that each need 40 s per Block and end within a second: 8 Blocks per 40 s."""
-    burst = curve_of(
-        (0, 0), *((40 + n / 10, n + 1) for n in range(8)), *((80 + n / 10, n + 9) for n in range(8))
-    )
+    burst = curve_of((0, 0), *((40 + n / 10, n + 1) for n in range(8)), *((80 + n / 10, n + 9) for n in range(8)))
     assert len(burst) == 3
     assert recent_rate(burst, 81) == pytest.approx(8 / 40, rel=0.05)
 

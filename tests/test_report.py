@@ -149,14 +149,13 @@ def test_a_chart_without_data_is_a_sentence(report: RunReport) -> None:
 def test_a_failed_run_says_why_and_that_nothing_was_published() -> None:
     report = RunReport("failed", "s3://features/reviews/", error="The bucket corpus does not exist.")
     assert headline(report) == "Run failed"
-    assert sentence(report).startswith("The bucket corpus does not exist. Nothing was published;")
+    assert sentence(report) == "The bucket corpus does not exist. Nothing was published."
+    assert "is kept and will be used by the next run" in sentence(replace(report, parts=3))
 
 
 def test_busy_encoders_are_named_as_the_bottleneck_and_idle_ones_are_not() -> None:
     assert "88 % of the run: they set the pace" in str(bottleneck(example_report()))
-    starved = replace(
-        example_report(), stage_seconds={"read": 2.0, "tokenize": 60.0, "encode": 20.0, "write": 1.0}
-    )
+    starved = replace(example_report(), stage_seconds={"read": 2.0, "tokenize": 60.0, "encode": 20.0, "write": 1.0})
     assert "waited for the rest. Of the other stages tokenize took the most time" in str(bottleneck(starved))
     assert bottleneck(RunReport("nothing_to_do", "s3://features/reviews/")) is None
 
@@ -190,9 +189,7 @@ def test_the_snippets_on_the_page_read_a_partitioned_folder(library: str, tmp_pa
     vectors = pa.array([[0.6, 0.8]], pa.list_(pa.float32(), 2))
     for label in ("pos", "neg"):
         (folder / f"label={label}").mkdir(parents=True)
-        pq.write_table(
-            pa.table({"id": [label], "embedding": vectors}), folder / f"label={label}" / "a-0.parquet"
-        )
+        pq.write_table(pa.table({"id": [label], "embedding": vectors}), folder / f"label={label}" / "a-0.parquet")
     module = {"DuckDB": "duckdb", "Polars": "polars"}.get(library, "pyarrow")
     pytest.importorskip(module)
     names: dict[str, Any] = {}
@@ -207,9 +204,7 @@ def test_importing_the_report_loads_no_chart_library() -> None:
     chart_libraries = "{'altair', 'vl_convert', 'jinja2'}"
     program = f"import sys, pipeline.execution.report; print({chart_libraries} & set(sys.modules))"
     root = Path(__file__).parents[1]
-    seen = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root
-    )
+    seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert seen.stdout.strip() == "set()"
 
 

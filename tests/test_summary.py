@@ -8,24 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from jobs.summary import PlanSummary, plan_text, print_summary, summary_text
+from jobs.summary import plan_text, print_summary, summary_text
 from pipeline import units
+from pipeline.execution.estimate import PlanSummary
 from pipeline.execution.metrics import RunReport
 from tests.example_report import FOLDER, example_report
 
 PLAN = PlanSummary(
-    files=40, shards=40, shards_done=2, rows=8000, source_bytes=1_934_112, bytes_to_read=1_800_000,
-    estimated_tokens=580_000,
-)  # fmt: skip
+    files=40,
+    shards=40,
+    shards_done=2,
+    rows=8000,
+    rows_are_exact=True,
+    source_bytes=1_934_112,
+    bytes_to_read=1_800_000,
+    snapshot=41,
+)
 
 
 def test_a_summary_says_the_whole_run_in_at_most_ten_aligned_lines() -> None:
     lines = summary_text(example_report()).splitlines()
     assert len(lines) <= 10
     assert lines[0] == "Snapshot 42 published in 45 s"
-    assert lines[1] == (
-        "  rows        8,000 read = 7,240 embedded + 600 reused + 23 quarantined + 137 deduplicated ✓"
-    )
+    assert lines[1] == ("  rows        8,000 read = 7,240 embedded + 600 reused + 23 quarantined + 137 deduplicated ✓")
     assert lines[5] == "  quarantine  17 empty_text, 4 invalid_utf8, 2 null_text"
     assert f"{FOLDER} (80 Parts, 52.1 MB written, 1,792 dimensions)" in lines[6]
     assert lines[7].startswith(f'  read with   polars.scan_parquet("{FOLDER}/**/*.parquet"')
@@ -33,9 +38,7 @@ def test_a_summary_says_the_whole_run_in_at_most_ten_aligned_lines() -> None:
 
 
 def test_what_does_not_apply_is_left_out() -> None:
-    text = summary_text(
-        RunReport("nothing_to_do", "s3://features/reviews/", snapshot=41, seconds={"total": 2.1})
-    )
+    text = summary_text(RunReport("nothing_to_do", "s3://features/reviews/", snapshot=41, seconds={"total": 2.1}))
     assert text.splitlines() == [
         "Nothing to do: snapshot 41 stands in 2.1 s",
         "  output      s3://features/reviews/",
@@ -64,18 +67,18 @@ def test_a_plan_says_what_is_there_what_is_done_and_what_is_left() -> None:
         "  rows        8,000",
         "  shards      40, of which 2 are done",
         "  to read     1.80 MB",
-        "  tokens      about 580,000",
+        "  snapshot    41 stands",
     ]
 
 
 def test_a_plan_admits_what_it_does_not_know() -> None:
-    text = plan_text(PlanSummary(**{**PLAN, "rows": None, "estimated_tokens": None}))
-    assert "known only after reading" in text
-    assert "tokens" not in text
+    text = plan_text({**PLAN, "rows_are_exact": False, "snapshot": None})
+    assert "  rows        about 8,000" in text
+    assert "  snapshot    none yet" in text
 
 
 def test_a_plan_with_every_shard_done_is_nothing_to_do() -> None:
-    assert plan_text(PlanSummary(**{**PLAN, "shards_done": 40})).startswith("nothing to do")
+    assert plan_text({**PLAN, "shards_done": 40}).startswith("nothing to do")
 
 
 @pytest.mark.parametrize(
@@ -139,10 +142,8 @@ def test_counts_are_short_where_room_is_short() -> None:
 def test_importing_summary_and_progress_loads_nothing_heavy() -> None:
     program = (
         "import sys, jobs.summary, jobs.progress;"
-        "print(sorted({'rich', 'altair', 'jinja2', 'ray', 'torch'} & set(sys.modules)))"
+        "print(sorted({'rich', 'altair', 'jinja2', 'numpy', 'pyarrow', 'ray', 'torch'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[1]
-    seen = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root
-    )
+    seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert seen.stdout.strip() == "[]"

@@ -15,9 +15,7 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 ROW_GROUPS_PER_FILE = 4
 
 
-def write_corpus(
-    reviews: pa.Table, filesystem: fsspec.AbstractFileSystem, folder: str, files: int = 40
-) -> list[str]:
+def write_corpus(reviews: pa.Table, filesystem: fsspec.AbstractFileSystem, folder: str, files: int = 40) -> list[str]:
     """Write the reviews as shards of about equal size and alternating format; the same bytes every time.
 
     Args:

@@ -85,9 +85,7 @@ def tar_member(archive: Path, name: str) -> bytes:
 
 def _check_size(archive: Path, name: str, size_bytes: int) -> None:
     if size_bytes > LARGEST_MEMBER_BYTES:
-        raise SourceError(
-            f"{name} in {archive} says it has {size_bytes:,} bytes; that is no file of this demo."
-        )
+        raise SourceError(f"{name} in {archive} says it has {size_bytes:,} bytes; that is no file of this demo.")
 
 
 def _pip_download(download: Download, folder: Path) -> None:

@@ -160,9 +160,7 @@ class LocalS3:
         write_identities(self._identities_path, rights)
         arguments = weed_arguments(store, self._identities_path, self._ports)
         # It would make identities and buckets of its own from the caller's variables.
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))
-        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._weed), *arguments],

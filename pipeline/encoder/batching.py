@@ -4,15 +4,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def pack_by_tokens(lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Group rows into batches whose padded size stays within a token budget.
+PASS_TOKENS = 256
+"""What one more forward pass costs, in padded tokens: its fixed price on two CPU cores is that of about so many."""
 
-    Rows are sorted by length, so that a batch holds near-equal lengths and little padding; the longest come
-    first, so that a device that is too small fails at once and not after hours.
+
+def pack_by_tokens(
+    lengths_N: NDArray[np.int64], batch_tokens: int, pass_tokens: int = PASS_TOKENS
+) -> list[NDArray[np.int64]]:
+    """Group rows into batches whose padded size stays within a token budget, at the least total cost.
+
+    Rows are sorted by length; where one batch ends is chosen so that padding plus the fixed price of the passes is
+    least over all rows (a shortest path over the distinct lengths, so its own price does not grow with the rows).
+    The longest rows come first: a device that is too small fails at once and not after hours.
 
     Args:
         lengths_N: tokens per row, at least 1.
         batch_tokens: budget per batch after padding: rows times longest row.
+        pass_tokens: fixed price of a batch, in padded tokens; higher means fewer, larger batches.
 
     Returns:
         Row indices per batch, each (B,), longest rows first; together they hold every row once.
@@ -21,15 +29,44 @@ def pack_by_tokens(lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDAr
         ValueError: one row alone exceeds the budget; the message names the row.
     """
     order_N = np.argsort(-lengths_N, kind="stable")
-    if len(order_N) and lengths_N[order_N[0]] > batch_tokens:
+    if not len(order_N):
+        return []
+    if lengths_N[order_N[0]] > batch_tokens:
         row = int(order_N[0])
         raise ValueError(f"row {row} has {lengths_N[row]} tokens, more than the {batch_tokens} of a batch")
-    batches, start = [], 0
-    while start < len(order_N):
-        rows = batch_tokens // int(lengths_N[order_N[start]])
-        batches.append(order_N[start : start + rows])
-        start += rows
+    longest_U, rows_U = (values[::-1] for values in np.unique(lengths_N, return_counts=True))
+    batches = []
+    for first, end, longest in _cut_points(longest_U, rows_U, batch_tokens, pass_tokens):
+        rows = batch_tokens // longest
+        batches += [order_N[start : min(start + rows, end)] for start in range(first, end, rows)]
     return batches
+
+
+def _cut_points(
+    longest_U: NDArray[np.int64], rows_U: NDArray[np.int64], batch_tokens: int, pass_tokens: int
+) -> list[tuple[int, int, int]]:
+    """Return the cheapest cut of the sorted rows as (first row, end row, longest length) per stretch.
+
+    Args:
+        longest_U: the distinct lengths, descending.
+        rows_U: how many rows have each.
+    """
+    first_row_U1 = np.concatenate(([0], np.cumsum(rows_U)))
+    groups = len(longest_U)
+    cost_U1, next_U = np.zeros(groups + 1), np.zeros(groups, np.int64)
+    for group in range(groups - 1, -1, -1):
+        longest = int(longest_U[group])
+        rows = first_row_U1[group + 1 :] - first_row_U1[group]
+        passes = -(-rows // (batch_tokens // longest))
+        total = rows * longest + passes * pass_tokens + cost_U1[group + 1 :]
+        best = int(np.argmin(total))
+        cost_U1[group], next_U[group] = total[best], group + 1 + best
+    cuts, group = [], 0
+    while group < groups:
+        end = int(next_U[group])
+        cuts.append((int(first_row_U1[group]), int(first_row_U1[end]), int(longest_U[group])))
+        group = end
+    return cuts
 
 
 def pad(

@@ -123,9 +123,7 @@ def histogram_svg(histogram: Sequence[int]) -> str | None:
     if not buckets:
         return None
     base = alt.Chart(alt.InlineData(values=buckets)).encode(
-        x=alt.X(
-            "tokens:N", sort=None, title="tokens per row", axis=alt.Axis(labelAngle=0, labelOverlap=False)
-        ),
+        x=alt.X("tokens:N", sort=None, title="tokens per row", axis=alt.Axis(labelAngle=0, labelOverlap=False)),
         y=alt.Y("rows:Q", axis=None),
     )
     width = min(56, round(0.86 * WIDTH / len(buckets)))
@@ -159,9 +157,7 @@ def _area(points: Sequence[tuple[float, float]], interpolate: Literal["linear", 
     """Plot (seconds, done) as a line over a soft area, time in the unit that suits its span."""
     import altair as alt
 
-    unit, seconds_per_unit = next(
-        (pair for pair in TIME_UNITS if points[-1][0] < 300 * pair[1]), TIME_UNITS[-1]
-    )
+    unit, seconds_per_unit = next((pair for pair in TIME_UNITS if points[-1][0] < 300 * pair[1]), TIME_UNITS[-1])
     values = [{"time": seconds / seconds_per_unit, "done": done} for seconds, done in points]
     short = alt.Axis(tickCount=4, labelExpr="datum.value ? format(datum.value, '~s') : '0'")
     line = alt.LineConfig(color="var(--accent)", strokeWidth=1.6)

@@ -2,11 +2,13 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline.execution.metrics import RunReport
 from pipeline.units import byte_size, counted, duration, percent, thousands
+
+if TYPE_CHECKING:
+    from pipeline.execution.metrics import RunReport
 
 ENCODER_BOUND = 0.8
 """Busy share of the encoders above which they, and not the stages around them, set the pace."""
@@ -20,14 +22,14 @@ FASTER = {
 """What to turn when a stage sets the pace."""
 
 
-def report_json(report: RunReport) -> bytes:
+def report_json(report: "RunReport") -> bytes:
     """Return the report as indented JSON, fields in the order of RunReport."""
     import orjson
 
     return orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def headline(report: RunReport) -> str:
+def headline(report: "RunReport") -> str:
     """Return the outcome in three or four words."""
     number = "" if report.snapshot is None else f" {report.snapshot}"
     return {
@@ -38,23 +40,20 @@ def headline(report: RunReport) -> str:
     }[report.outcome]
 
 
-def sentence(report: RunReport) -> str:
+def sentence(report: "RunReport") -> str:
     """Return what happened, in one sentence for a person who knows nothing of the run."""
     if report.outcome == "failed":
         error = (report.error or "The run ended without saying why").rstrip()
         stop = "" if error.endswith((".", "!", "?")) else "."
-        return f"{error}{stop} Nothing was published; what was done is kept and will be used by the next run."
+        kept = "; what was done is kept and will be used by the next run" if report.parts else ""
+        return f"{error}{stop} Nothing was published{kept}."
     if report.outcome == "nothing_to_do":
         number = "" if report.snapshot is None else f" {report.snapshot}"
-        return (
-            f"Snapshot{number} already holds every row of this source under this recipe; nothing was encoded."
-        )
+        return f"Snapshot{number} already holds every row of this source under this recipe; nothing was encoded."
     if report.outcome == "planned":
         return f"{counted(report.shards, 'shard')} would be read; nothing was encoded or written."
     took = f" in {duration(report.seconds['total'])}" if "total" in report.seconds else ""
-    became = (
-        f"{counted(report.embedded, 'row')} became vectors of {thousands(report.dimension)} numbers{took}"
-    )
+    became = f"{counted(report.embedded, 'row')} became vectors of {thousands(report.dimension)} numbers{took}"
     fates = (
         (report.reused, "kept from before"),
         (report.deduplicated, "found twice"),
@@ -63,13 +62,13 @@ def sentence(report: RunReport) -> str:
     return ", ".join([became, *(f"{thousands(rows)} {fate}" for rows, fate in fates if rows)]) + "."
 
 
-def encoder_busy(report: RunReport) -> float | None:
+def encoder_busy(report: "RunReport") -> float | None:
     """Return the share of the run in which an encoder was computing, 0 to 1; None if not measured."""
     available = report.encoders * report.seconds.get("run", 0.0)
     return min(1.0, report.stage_seconds.get("encode", 0.0) / available) if available else None
 
 
-def bottleneck(report: RunReport) -> str | None:
+def bottleneck(report: "RunReport") -> str | None:
     """Return which stage set the pace and which knob to turn; None if no time was measured."""
     others = {stage: spent for stage, spent in report.stage_seconds.items() if stage != "encode"}
     busy = encoder_busy(report)
@@ -97,24 +96,23 @@ def reading_snippets(folder_uri: str) -> dict[str, str]:
     files = f"{folder}/**/*.parquet"
     escaped = files.replace("'", "''")
     sql = f"SELECT id, embedding FROM read_parquet('{escaped}', hive_partitioning = true)"
-    duckdb = ["import duckdb", f"rows = duckdb.sql({_quoted(sql)})", "vectors = rows.to_arrow_table()"]
-    if scheme != "file":
-        duckdb[:1] = [
-            "import duckdb, fsspec",
-            f"duckdb.register_filesystem(fsspec.filesystem({_quoted(scheme)}))",
-        ]
+    if scheme == "file":
+        duckdb = ["import duckdb", f"rows = duckdb.sql({_quoted(sql)})", "vectors = rows.to_arrow_table()"]
+    else:
+        opened = f"duckdb.register_filesystem(fsspec.filesystem({_quoted(scheme)}))"
+        duckdb = ["import duckdb, fsspec", opened, f"vectors = duckdb.sql({_quoted(sql)}).to_arrow_table()"]
     return {
         "pyarrow": "import fsspec, pyarrow.dataset\n"
         f"filesystem, folder = fsspec.url_to_fs({_quoted(folder)})\n"
         'rows = pyarrow.dataset.dataset(folder, filesystem=filesystem, partitioning="hive")',
-        "DuckDB": "\n".join(duckdb[:3]),
+        "DuckDB": "\n".join(duckdb),
         "Polars": "import polars\n"
         f"rows = polars.scan_parquet({_quoted(files)}, hive_partitioning=True)\n"
         'vectors = rows.select("id", "embedding").collect()',
     }
 
 
-def render_html(report: RunReport) -> str:
+def render_html(report: "RunReport") -> str:
     """Return the run as one self-contained HTML page: no script, no font, nothing from the network.
 
     Charts that have nothing to show are replaced by a sentence that says so.
@@ -159,16 +157,12 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _key_figures(report: RunReport) -> list[tuple[str, str, str]]:
+def _key_figures(report: "RunReport") -> list[tuple[str, str, str]]:
     """Return the big numbers of the page: label, figure, and a note beneath."""
     run, total = report.seconds.get("run"), report.seconds.get("total")
     vectors = f"{thousands(report.embedded + report.reused)} with a vector"
     encoded = f"{report.tokens / report.embedded:.0f} per row" if report.embedded and report.tokens else ""
-    where = (
-        " on ".join(filter(None, [counted(report.encoders, "encoder"), report.device]))
-        if report.encoders
-        else ""
-    )
+    where = " on ".join(filter(None, [counted(report.encoders, "encoder"), report.device])) if report.encoders else ""
     return [
         ("Rows read", thousands(report.rows_read), vectors),
         ("Tokens", thousands(report.tokens), encoded),
@@ -183,7 +177,7 @@ def _key_figures(report: RunReport) -> list[tuple[str, str, str]]:
     ]
 
 
-def _equation(report: RunReport) -> dict[str, Any]:
+def _equation(report: "RunReport") -> dict[str, Any]:
     """Return the reconciliation: what was read, what became of it, and whether the two are equal."""
     names = ("embedded", "reused", "quarantined", "deduplicated")
     return {
@@ -193,7 +187,7 @@ def _equation(report: RunReport) -> dict[str, Any]:
     }
 
 
-def _charts(report: RunReport) -> dict[str, Any]:
+def _charts(report: "RunReport") -> dict[str, Any]:
     """Return the drawings as safe markup: they hold numbers and our own words, nothing from outside."""
     from markupsafe import Markup
 
@@ -208,7 +202,7 @@ def _charts(report: RunReport) -> dict[str, Any]:
     return {name: Markup(svg) if svg else None for name, svg in drawings.items()}
 
 
-def _facts(report: RunReport) -> dict[str, str]:
+def _facts(report: "RunReport") -> dict[str, str]:
     """Return what ran, where and on what, without what is unknown."""
     facts = {
         "started": _moment(report.started_at),
@@ -220,9 +214,7 @@ def _facts(report: RunReport) -> dict[str, str]:
         "fingerprint": report.fingerprint,
         "device": report.device,
         "encoders": str(report.encoders) if report.encoders else "",
-        "padding": f"{percent(report.padding_fraction)} of the computed tokens"
-        if report.padded_tokens
-        else "",
+        "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": ", ".join(f"{phase} {duration(spent)}" for phase, spent in report.seconds.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }

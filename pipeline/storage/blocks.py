@@ -106,8 +106,20 @@ def _running_total(values_N: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[n
 def _built(
     shard_id: str, document_schema: pa.Schema, block: _Growing, *, is_last: bool, started: float
 ) -> Block:
-    """Return the finished Block; its tables are contiguous, so that it travels without the rows around it."""
-    documents = pa.Table.from_batches(block.documents, document_schema).combine_chunks()
-    quarantine = pa.Table.from_batches(block.quarantine, schemas.QUARANTINE).combine_chunks()
+    documents = _compact(pa.Table.from_batches(block.documents, document_schema))
+    quarantine = _compact(pa.Table.from_batches(block.quarantine, schemas.QUARANTINE))
+    block.documents.clear()  # its consumer takes its time, and should not keep the rows in memory twice
+    block.quarantine.clear()
     metrics = {"read_seconds": perf_counter() - started, "text_bytes": float(block.text_bytes)}
     return Block(shard_id, block.number, block.rows, is_last, documents, quarantine, metrics)
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """Return the table in one piece and without the rows around it, which a slice would hold and pickle."""
+    table = table.combine_chunks()
+    if table.get_total_buffer_size() <= 2 * table.nbytes:
+        return table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()

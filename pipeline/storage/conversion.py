@@ -23,8 +23,8 @@ KINDS: dict[type, str] = {
 def json_column(values: list[Any], expected: pa.DataType) -> tuple[pa.Array, dict[int, str]]:
     """Return N JSON values as a column, and by position what was found in place of `expected`.
 
-    Values that do not fit become null. Stricter than Arrow, which takes 1.0 for an integer, a string for a list
-    of letters and an integer for a time, and drops the keys of an object that the expected struct has not.
+    Values that do not fit become null. Stricter than Arrow, which takes 1.0 for an integer, an integer for a
+    time and a string for a list, and drops the keys of an object that the expected struct has not.
     """
     if _all_fit(values, expected):
         try:
@@ -71,7 +71,7 @@ def json_type(values: Sequence[Any]) -> pa.DataType:
     if kind == "number":
         return pa.float64() if any(type(value) is float for value in chosen) else pa.int64()
     try:
-        return _without_null_type(pa.infer_type(chosen))
+        return _without_null_type(pa.array(chosen).type)
     except NOT_CONVERTIBLE:
         raise ValueError(f"{kind}s of several types") from None
 

@@ -1,13 +1,14 @@
 """CSV with a header row, quoted as RFC 4180 says: quotes doubled, line breaks allowed within quotes.
 
 A row's number counts the records after the header from 0; blank lines are no rows. Where a record cannot be
-parsed (an open quote, text after a closing one), its first line alone goes to quarantine and reading goes on at
-the next line, so that one stray quote cannot swallow the rows behind it.
+parsed (an open quote, text after a closing one), its first line alone goes to quarantine and reading goes on
+at the next line, so that one stray quote cannot swallow the rows behind it.
 """
 
 import csv
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +35,24 @@ class _Line(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """One record: its fields, or why it has none."""
+    """One record: its fields, or why it has none; and the lines it was read from."""
 
     fields: list[str]
     lines: list[_Line]
     bad: Bad | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Consecutive records by column: a Python object per record would keep the garbage collector busy."""
+
+    first_row: int
+    values: list[list[str | None]]
+    """One list per column read."""
+    raw: list[bytes] = field(default_factory=list)
+    byte_offset: list[int] = field(default_factory=list)
+    bad: dict[int, Bad] = field(default_factory=dict)
+    size_bytes: int = 0
 
 
 def read_csv(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates]:
@@ -53,17 +67,14 @@ def read_csv(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Ite
         return
     names = (columns.id_column, columns.text_column, *columns.keep_columns)
     indices = [_index_of(file, header, name) for name in names]
-    batch: list[_Record] = []
-    row, size_bytes = 0, 0
+    batch = _Batch(0, [[] for _ in indices])
     for record in records:
-        batch.append(_checked(record, len(header)))
-        for line in record.lines:
-            size_bytes += len(line.content)
-        if len(batch) == ROWS_PER_BATCH or size_bytes >= CHUNK_BYTES:
-            yield _candidates(batch, row, indices, columns)
-            row, size_bytes, batch = row + len(batch), 0, []
-    if batch:
-        yield _candidates(batch, row, indices, columns)
+        _add(batch, record, indices, len(header))
+        if len(batch.raw) == ROWS_PER_BATCH or batch.size_bytes >= CHUNK_BYTES:
+            yield _candidates(batch, columns)
+            batch = _Batch(batch.first_row + len(batch.raw), [[] for _ in indices])
+    if batch.raw:
+        yield _candidates(batch, columns)
 
 
 def read_csv_schema(
@@ -136,7 +147,7 @@ def _header(file: SourceFile, records: Iterator[_Record]) -> list[str] | None:
     header = next(records, None)
     if header is None:
         return None
-    bad = header.bad or _checked(header, len(header.fields)).bad
+    bad = _fault(header, len(header.fields))
     if bad:
         raise SourceError(
             f"the header of {file.uri} cannot be read: {bad.error}; expected a row of column names"
@@ -152,48 +163,50 @@ def _index_of(file: SourceFile, header: list[str], column: str) -> int:
     return header.index(column)
 
 
-def _checked(record: _Record, width: int) -> _Record:
-    """Return the record, without fields where they are too many, too few or no UTF-8."""
+def _add(batch: _Batch, record: _Record, indices: list[int], width: int) -> None:
+    """Append a record to its batch, with nulls for values where it is bad."""
+    first = record.lines[0]
+    raw = first.content if len(record.lines) == 1 else b"\n".join([line.content for line in record.lines])
+    bad = _fault(record, width)
+    if bad:
+        batch.bad[len(batch.raw)] = bad
+    for values, index in zip(batch.values, indices, strict=True):
+        values.append(None if bad else record.fields[index])
+    batch.raw.append(raw)
+    batch.byte_offset.append(first.byte_offset)
+    batch.size_bytes += len(raw)
+
+
+def _fault(record: _Record, width: int) -> Bad | None:
+    """Return why a record cannot be used, or None."""
     for line in record.lines:
         if line.bad:
-            return _Record([], record.lines, line.bad)
+            return line.bad
     if record.bad or len(record.fields) == width:
-        return record
-    bad = Bad(Reason.INVALID_CSV, f"expected {width} fields, found {len(record.fields)}")
-    return _Record([], record.lines, bad)
+        return record.bad
+    return Bad(Reason.INVALID_CSV, f"expected {width} fields, found {len(record.fields)}")
 
 
-def _candidates(batch: list[_Record], first_row: int, indices: list[int], columns: ReadColumns) -> Candidates:
+def _candidates(batch: _Batch, columns: ReadColumns) -> Candidates:
     """Return the records as columns of the expected types; an empty id is a missing one."""
-    bad = {row: record.bad for row, record in enumerate(batch) if record.bad}
 
-    def column(index: int, name: str, expected: pa.DataType) -> pa.Array:
-        fields = [record.fields[index] if record.fields else None for record in batch]
-        if name == columns.id_column:
-            fields = [value or None for value in fields]
-        array, wrong = csv_column(fields, expected)
+    def column(values: list[str | None], name: str, expected: pa.DataType) -> pa.Array:
+        array, wrong = csv_column(values, expected)
         for row, found in wrong.items():
-            bad.setdefault(
-                row, Bad(Reason.WRONG_TYPE, f"column {name!r}: expected {expected}, found {found}")
-            )
+            bad = Bad(Reason.WRONG_TYPE, f"column {name!r}: expected {expected}, found {found}")
+            batch.bad.setdefault(row, bad)
         return array
 
-    ids = column(indices[0], columns.id_column, columns.id_type)
-    texts = column(indices[1], columns.text_column, pa.string())
-    kept = [
-        column(index, kept.name, kept.type)
-        for index, kept in zip(indices[2:], columns.kept_fields, strict=True)
-    ]
+    ids, texts, *kept = batch.values
     return Candidates(
-        ids,
-        texts,
-        kept,
-        first_row + np.arange(len(batch), dtype=np.int64),
-        lambda row: b"\n".join(_contents(batch[row].lines)),
-        np.array([record.lines[0].byte_offset for record in batch], np.int64),
-        bad,
+        column([value or None for value in ids], columns.id_column, columns.id_type),
+        column(texts, columns.text_column, pa.string()),
+        [
+            column(values, kept_field.name, kept_field.type)
+            for values, kept_field in zip(kept, columns.kept_fields, strict=True)
+        ],
+        np.arange(batch.first_row, batch.first_row + len(batch.raw), dtype=np.int64),
+        batch.raw.__getitem__,
+        np.array(batch.byte_offset, np.int64),
+        batch.bad,
     )
-
-
-def _contents(lines: Iterable[_Line]) -> Iterable[bytes]:
-    return (line.content for line in lines)

@@ -77,7 +77,7 @@ def read_chunks(file: SourceFile, open_file: OpenFile) -> Iterator[bytes]:
             except (OSError, pa.ArrowException) as error:
                 watched.raise_fault()
                 raise SourceError(
-                    f"{file.uri} is not a whole {codec} stream: {error}, after {position:,} decompressed bytes, "
+                    f"{file.uri} is not a whole {codec} stream: {error}, after {position:,} decoded bytes, "
                     f"in the first {watched.bytes_read:,} of its {file.size_bytes:,}; write it again"
                 ) from error
             if not chunk:

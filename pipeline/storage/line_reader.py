@@ -35,9 +35,10 @@ class _Unfinished:
 
     def add(self, piece: bytes, max_line_bytes: int) -> None:
         self.size_bytes += len(piece)
-        self.pieces.append(piece)
         if self.size_bytes > max_line_bytes:
-            self.pieces = [b"".join(self.pieces)[:RAW_BYTES]]
+            self.pieces = [b"".join([*self.pieces, piece[:RAW_BYTES]])[:RAW_BYTES]]
+        else:
+            self.pieces.append(piece)
 
 
 def split_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[LineBatch]:

@@ -46,8 +46,8 @@ def read_shard(
 ) -> Iterator[Block]:
     """Yield the Blocks of a Shard, numbered from 0 over all its Spans; exactly one is the last, be it empty.
 
-    Every source row is in exactly one Block, as a document or in quarantine, in the order of the files. No more
-    is held than a batch of rows and the Block being filled, however large the file or its row groups.
+    Every source row is in exactly one Block, as a document or in quarantine, in the order of the files. Only
+    a batch of rows and the Block being filled are held, however large the file or its row groups.
 
     Args:
         shard: its Spans are read one after the other; `_span` says which one a row is of.

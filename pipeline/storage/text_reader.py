@@ -57,7 +57,7 @@ def _check_columns(file: SourceFile, id_column: str, text_column: str, keep_colu
     wrong += [name for name in keep_columns if name != "text"]
     if wrong:
         raise SourceError(
-            f"{file.uri} is plain text: its columns are 'id' (file name and line) and 'text', not {wrong[0]!r}. "
+            f"{file.uri} is plain text: its columns are 'id' (file name, line) and 'text', not {wrong[0]!r}. "
             "Set source.id_column: id and source.text_column: text, and keep no others"
         )
 

@@ -1,0 +1,396 @@
+"""What reading Parquet promises."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import schemas
+from pipeline.errors import SourceError
+from pipeline.records import Shard, SourceFile, Span
+from pipeline.storage.readers import parquet_row_groups, read_shard, read_source_schema
+from tests.reading import (
+    blocks_of,
+    columns,
+    documents_of,
+    open_local,
+    quarantine_of,
+    reasons_of,
+    texts_of,
+    written,
+    written_parquet,
+)
+
+NOT_UTF8 = b"caf\xe9"
+
+
+def not_utf8(values: list[bytes | None], type: pa.DataType) -> pa.Array:
+    """A string column that holds bytes which are no UTF-8, as careless writers make them."""
+    layouts = {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }
+    return pa.array(values, layouts.get(type, type)).view(type)
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+    ids=str,
+)
+def test_text_of_any_layout_comes_out_as_string(tmp_path: Path, type: pa.DataType) -> None:
+    texts = pa.array(["一", "two", "", "two"]).cast(type)
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["a", "b", "c", "d"], "text": texts}))
+    documents = documents_of(blocks_of(file))
+    assert documents.schema.equals(columns().schema)
+    assert documents[schemas.TEXT].to_pylist() == ["一", "two", "", "two"]
+    assert documents[schemas.ROW].to_pylist() == [0, 1, 2, 3]
+    assert documents[schemas.BYTE_OFFSET].null_count == 4
+
+
+@pytest.mark.parametrize("type", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()], ids=str)
+def test_only_the_row_that_is_no_utf8_goes_to_quarantine(tmp_path: Path, type: pa.DataType) -> None:
+    texts = not_utf8([b"good", NOT_UTF8, b"\xed\xa0\x80", b"also good"], type)
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": list("abcd"), "text": texts}))
+    blocks = blocks_of(file)
+    assert texts_of(blocks) == ["good", "also good"]
+    assert reasons_of(blocks) == {1: "invalid_utf8", 2: "invalid_utf8"}
+    first = quarantine_of(blocks)[0]
+    assert first == {
+        "source_uri": file.uri,
+        "row": 1,
+        "byte_offset": None,
+        "id": "b",
+        "reason": "invalid_utf8",
+        "error": "the text is not valid UTF-8",
+        "raw": NOT_UTF8,
+    }
+
+
+@pytest.mark.parametrize("type", [pa.string(), pa.large_string()], ids=str)
+def test_an_id_or_a_kept_string_that_is_no_utf8_goes_to_quarantine_too(
+    tmp_path: Path, type: pa.DataType
+) -> None:
+    table = pa.table(
+        {
+            "id": not_utf8([NOT_UTF8, b"b", b"c"], type),
+            "text": ["one", "two", "three"],
+            "label": not_utf8([b"x", NOT_UTF8, b"z"], type),
+        }
+    )
+    blocks = blocks_of(
+        written_parquet(tmp_path / "a.parquet", table), columns(kept=[pa.field("label", type)])
+    )
+    assert texts_of(blocks) == ["three"]
+    assert [(row["id"], row["error"]) for row in quarantine_of(blocks)] == [
+        (None, "the id is not valid UTF-8"),
+        ("b", "the kept column 'label' is not valid UTF-8"),
+    ]
+
+
+def test_null_ids_and_null_texts_go_to_quarantine(tmp_path: Path) -> None:
+    table = pa.table({"id": [1, None, 3, None], "text": ["a", "b", None, None]})
+    blocks = blocks_of(written_parquet(tmp_path / "a.parquet", table), columns(pa.int64()))
+    assert reasons_of(blocks) == {1: "missing_id", 2: "null_text", 3: "missing_id"}
+    assert [(row["id"], row["raw"]) for row in quarantine_of(blocks)] == [
+        (None, b"b"),
+        ("3", None),
+        (None, None),
+    ]
+
+
+def test_a_text_column_of_only_nulls_is_all_quarantine(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b"], "text": pa.nulls(2)})
+    assert reasons_of(blocks_of(written_parquet(tmp_path / "a.parquet", table))) == {
+        0: "null_text",
+        1: "null_text",
+    }
+
+
+def test_empty_texts_pass_or_go_to_quarantine_as_asked(tmp_path: Path) -> None:
+    texts = ["", " \t\n", "\u3000\u00a0", "\u200b", " a ", "\x00"]
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": list("abcdef"), "text": texts}))
+    assert texts_of(blocks_of(file)) == texts
+    blocks = blocks_of(file, columns(empty_text="quarantine"))
+    assert texts_of(blocks) == ["\u200b", " a ", "\x00"]
+    assert reasons_of(blocks) == {0: "empty_text", 1: "empty_text", 2: "empty_text"}
+
+
+def test_an_empty_text_beside_one_that_is_no_utf8_is_still_found(tmp_path: Path) -> None:
+    table = pa.table({"id": list("abc"), "text": not_utf8([NOT_UTF8, b" ", b"x"], pa.string())})
+    blocks = blocks_of(written_parquet(tmp_path / "a.parquet", table), columns(empty_text="quarantine"))
+    assert reasons_of(blocks) == {0: "invalid_utf8", 1: "empty_text"}
+
+
+def test_raw_is_cut_at_its_limit(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a"], "text": not_utf8([b"\xff" * 5000], pa.string())})
+    [row] = quarantine_of(blocks_of(written_parquet(tmp_path / "a.parquet", table)))
+    assert row["raw"] == b"\xff" * schemas.RAW_BYTES
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([1, None], pa.uint8()),
+        pa.array([True, None]),
+        pa.array([[1.5], None], pa.list_(pa.float32())),
+        pa.array([{"a": {"b": [1]}}, None]),
+        pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int8())),
+        pa.array(["x", None]).dictionary_encode(),
+        pa.array([1, None], pa.timestamp("us", tz="UTC")),
+        pa.array([b"\x00" * 16, None], pa.uuid()),
+        pa.array([b"\xff", None]),
+        pa.nulls(2),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_kept_columns_of_any_type_pass_unchanged(tmp_path: Path, array: pa.Array) -> None:
+    table = pa.table({"first": array, "text": ["a", "b"], "kept": array, "id": ["1", "2"], "last": array})
+    file = written_parquet(tmp_path / "a.parquet", table)
+    schema = read_source_schema(file, "id", "text", ("kept",), open_local)
+    assert schema.field("kept").type == array.type
+    documents = documents_of(blocks_of(file, columns(kept=[schema.field("kept")])))
+    assert documents["kept"].combine_chunks().equals(pa.chunked_array([array]).combine_chunks())
+    assert documents["id"].to_pylist() == ["1", "2"]
+
+
+def test_the_text_and_the_id_can_be_kept_as_well(tmp_path: Path) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"text": ["a"], "doc": ["1"]}))
+    schema = read_source_schema(file, "doc", "text", ("text", "doc"), open_local)
+    asked = columns(kept=[pa.field("text", pa.string())])
+    assert schema.names[:4] == ["id", "text", "doc", schemas.TEXT]
+    asked = type(asked)("doc", "text", ("text", "doc"), schema)
+    assert documents_of(blocks_of(file, asked)).select([0, 1, 2, 3]).to_pylist() == [
+        {"id": "1", "text": "a", "doc": "1", schemas.TEXT: "a"}
+    ]
+
+
+def test_a_name_with_dots_is_one_column_and_not_a_path(tmp_path: Path) -> None:
+    table = pa.table({"a": [{"b": 1}], "a.b": ["dotted"], "text": ["t"], "id": ["1"]})
+    file = written_parquet(tmp_path / "a.parquet", table)
+    documents = documents_of(blocks_of(file, columns(kept=[pa.field("a.b", pa.string())])))
+    assert documents["a.b"].to_pylist() == ["dotted"]
+
+
+def test_a_name_that_stands_twice_matters_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    arrays = [pa.array(["1"]), pa.array(["x"]), pa.array(["t"]), pa.array(["y"])]
+    file = written_parquet(
+        tmp_path / "a.parquet", pa.Table.from_arrays(arrays, ["id", "twice", "text", "twice"])
+    )
+    assert texts_of(blocks_of(file)) == ["t"]
+    with pytest.raises(SourceError, match=r"a\.parquet has 2 columns 'twice'"):
+        blocks_of(file, columns(kept=[pa.field("twice", pa.string())]))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (pa.array([1], pa.int32()), pa.int64()),
+        (pa.array([1], pa.int64()), pa.int32()),
+        (pa.array([1], pa.int64()), pa.float64()),
+        (pa.array([1.0], pa.float32()), pa.float64()),
+        (pa.array(["x"]).dictionary_encode(), pa.string()),
+        (pa.array(["x"], pa.large_string()), pa.string()),
+        (pa.array([b"x"]), pa.string()),
+        (pa.array(["x"]), pa.dictionary(pa.int32(), pa.string())),
+        (pa.array([1], pa.timestamp("s")), pa.timestamp("us")),
+        (pa.array([[1]], pa.list_(pa.int32())), pa.list_(pa.int64())),
+        (pa.nulls(1), pa.int64()),
+    ],
+    ids=str,
+)
+def test_a_kept_column_that_drifted_is_cast_where_no_value_changes(
+    tmp_path: Path, found: pa.Array, expected: pa.DataType
+) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "text": ["t"], "n": found}))
+    kept = documents_of(blocks_of(file, columns(kept=[pa.field("n", expected)])))["n"]
+    assert kept.type == expected
+    assert str(kept.to_pylist()).strip("b") == str(found.cast(expected).to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (pa.array(["1"]), pa.int64()),
+        (pa.array([1]), pa.string()),
+        (pa.array([True]), pa.int64()),
+        (pa.array([1]), pa.bool_()),
+        (pa.array([2**40]), pa.int32()),
+        (pa.array([1.5]), pa.int64()),
+        (pa.array([0.1]), pa.float32()),
+        (pa.array([1], pa.timestamp("us")), pa.timestamp("us", tz="UTC")),
+        (pa.array([1], pa.timestamp("us")), pa.date32()),
+        (pa.array([{"a": 1, "b": 2}]), pa.struct([("a", pa.int64())])),
+        (pa.array([1]), pa.list_(pa.int64())),
+    ],
+    ids=str,
+)
+def test_a_kept_column_that_drifted_too_far_is_an_error(
+    tmp_path: Path, found: pa.Array, expected: pa.DataType
+) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "text": ["t"], "n": found}))
+    with pytest.raises(SourceError) as error:
+        blocks_of(file, columns(kept=[pa.field("n", expected)]))
+    assert str(error.value).startswith(f"column 'n' of {file.uri} is {found.type}; expected {expected}.")
+
+
+@pytest.mark.parametrize("type", [pa.int8(), pa.uint64(), pa.int64()], ids=str)
+def test_integer_ids_keep_their_type(tmp_path: Path, type: pa.DataType) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": pa.array([7], type), "text": ["t"]}))
+    assert read_source_schema(file, "id", "text", (), open_local).field("id").type == type
+    assert documents_of(blocks_of(file, columns(type)))["id"].to_pylist() == [7]
+
+
+def test_ids_that_are_strings_in_one_file_and_integers_in_another_are_an_error(tmp_path: Path) -> None:
+    texts = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "text": ["t"]}))
+    numbers = written_parquet(tmp_path / "b.parquet", pa.table({"id": [1], "text": ["t"]}))
+    with pytest.raises(SourceError, match=r"column 'id' of .*b\.parquet is int64; expected string"):
+        blocks_of([texts, numbers])
+    with pytest.raises(SourceError, match=r"column 'id' of .*a\.parquet is string; expected int64"):
+        blocks_of([numbers, texts], columns(pa.int64()))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("id", "txt", ()), r"a\.parquet has no column 'txt'; did you mean 'text'\? It has: id, text"),
+        (("key", "text", ()), r"has no column 'key'; It has: id, text"),
+        (("id", "text", ("label",)), r"has no column 'label'"),
+        (("id", "id", ()), r"column 'id' of .* is double; expected string"),
+        (("id", "text", ()), r"column 'id' of .* is double; expected string or integer"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_named_with_what_is_there(
+    tmp_path: Path, names: tuple[str, str, tuple[str, ...]], message: str
+) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": [1.5], "text": ["t"]}))
+    with pytest.raises(SourceError, match=message):
+        read_source_schema(file, *names, open_local)
+
+
+def test_a_missing_column_is_an_error_when_reading_too(tmp_path: Path) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "body": ["t"]}))
+    with pytest.raises(SourceError, match=r"a\.parquet has no column 'text'; It has: id, body"):
+        blocks_of(file)
+
+
+def test_a_span_reads_its_row_groups_and_counts_rows_in_the_file(tmp_path: Path) -> None:
+    table = pa.table({"id": [str(n) for n in range(10)], "text": [f"t{n}" for n in range(10)]})
+    file = written_parquet(tmp_path / "a.parquet", table, row_group_size=3)
+    assert [rows for rows, _ in parquet_row_groups(file, open_local)] == [3, 3, 3, 1]
+    assert all(0 < size < file.size_bytes for _, size in parquet_row_groups(file, open_local))
+    documents = documents_of(blocks_of([Span(file, 1, 2, 6)]))
+    assert documents[schemas.ROW].to_pylist() == [3, 4, 5, 6, 7, 8]
+    assert documents["id"].to_pylist() == list("345678")
+
+
+@pytest.mark.parametrize("span", [(3, 2, None), (0, 1, 4)])
+def test_a_span_that_is_not_as_planned_is_an_error(tmp_path: Path, span: tuple[int, int, int | None]) -> None:
+    table = pa.table({"id": [str(n) for n in range(10)], "text": ["t"] * 10})
+    file = written_parquet(tmp_path / "a.parquet", table, row_group_size=3)
+    with pytest.raises(SourceError, match="the plan saw"):
+        blocks_of([Span(file, *span)])
+
+
+def test_a_file_without_rows_gives_one_empty_last_block(tmp_path: Path) -> None:
+    table = pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
+    [block] = blocks_of(written_parquet(tmp_path / "a.parquet", table))
+    assert (block.number, block.rows_read, block.is_last) == (0, 0, True)
+    assert block.documents.schema.equals(columns().schema)
+    assert block.quarantine.schema.equals(schemas.QUARANTINE)
+
+
+def test_every_cut_of_a_parquet_file_is_an_error(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), sink)
+    whole = sink.getvalue()
+    for size in [0, 1, 4, 7, 8, 11, 12, len(whole) // 2, len(whole) - 4, len(whole) - 1]:
+        file = written(tmp_path / "a.parquet", whole[:size], "parquet")
+        with pytest.raises(SourceError, match=r"a\.parquet is not a whole Parquet file"):
+            blocks_of(file)
+
+
+def test_a_corrupt_page_in_the_middle_is_an_error_that_says_how_far_reading_came(tmp_path: Path) -> None:
+    texts = [f"text number {n}" for n in range(30_000)]
+    table = pa.table({"id": list(range(30_000)), "text": texts})
+    file = written_parquet(
+        tmp_path / "a.parquet", table, write_page_checksum=True, data_page_size=4096, use_dictionary=False
+    )
+    group = pq.ParquetFile(file.uri).metadata.row_group(0).column(1)
+    content = bytearray(Path(file.uri).read_bytes())
+    content[group.data_page_offset + group.total_compressed_size // 2] ^= 1
+    Path(file.uri).write_bytes(content)
+    with pytest.raises(
+        SourceError, match=r"a\.parquet is corrupt in row groups 0 to 0, after 1\d,\d{3} readable"
+    ):
+        blocks_of(file, columns(pa.int64()))
+
+
+class BrokenStore(io.BytesIO):
+    """A store that fails in the middle of a file."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() < 1000:
+            raise ConnectionResetError("the store hung up")
+        return super().read(size)
+
+
+def test_a_fault_of_the_store_is_not_told_as_a_fault_of_the_file(tmp_path: Path) -> None:
+    table = pa.table({"id": [str(n) for n in range(1000)], "text": ["t"] * 1000})
+    file = written_parquet(tmp_path / "a.parquet", table)
+
+    def open_broken(file: SourceFile) -> AbstractContextManager[BinaryIO]:
+        return BrokenStore(Path(file.uri).read_bytes())
+
+    with pytest.raises(ConnectionResetError, match="the store hung up"):
+        list(read_shard(Shard("s1", (Span(file),)), columns(), 10, open_broken))
+
+
+MEASURE = """
+import json, resource, sys
+from pathlib import Path
+from pipeline.records import Shard, SourceFile, Span
+from pipeline.storage.readers import read_shard
+from tests.reading import columns, open_local
+path = Path(sys.argv[1])
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+shard = Shard("s1", (Span(SourceFile(str(path), "v1", path.stat().st_size, sys.argv[2])),))
+rows = sum(block.documents.num_rows for block in read_shard(shard, columns(), 16384, open_local))
+print(json.dumps({"rows": rows, "grown": peak() - before}))
+"""
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_a_giant_row_group_or_line_file_is_streamed(tmp_path: Path, format: str) -> None:
+    rows = 200_000
+    ids, texts = [f"{n:08}" for n in range(rows)], [f"{n:01000}" for n in range(rows)]
+    path = tmp_path / f"giant.{format}"
+    if format == "parquet":
+        pq.write_table(pa.table({"id": ids, "text": texts}), path, row_group_size=rows, use_dictionary=False)
+    else:
+        lines = (f'{{"id":"{key}","text":"{text}"}}\n' for key, text in zip(ids, texts, strict=True))
+        with path.open("w") as sink:
+            sink.writelines(lines)
+    command = [sys.executable, "-c", MEASURE, str(path), format]
+    root = Path(__file__).parents[1]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
+    measured = json.loads(printed)
+    assert measured["rows"] == rows
+    assert measured["grown"] < 120 * 2**20, "200 MB of text must not be held"
