@@ -36,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     for noisy in ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

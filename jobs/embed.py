@@ -43,9 +43,7 @@ def embed(config: JobConfig, as_json: bool) -> int:
             if update.phase != progress.status.phase:
                 progress.phase(update.phase)
             if update.rows_done:
-                progress.update(
-                    update.rows_done, None, update.tokens_done, update.fraction_done, update.quarantined
-                )
+                progress.update(update.rows_done, None, update.tokens_done, update.fraction_done, update.quarantined)
 
         try:
             report = execution.run(config, watch)

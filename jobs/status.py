@@ -3,7 +3,7 @@
 import argparse
 
 from pipeline.config_file import load_config
-from pipeline.units import byte_size, thousands
+from pipeline.units import byte_size, counted, thousands
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,15 +26,15 @@ def run(options: argparse.Namespace) -> int:
         ]
         print(orjson.dumps({"output": store.uri, "folder": newest.folder, "snapshots": facts}).decode())
         return 0
-    print(f"{store.uri}: {len(records)} snapshot{'s' if len(records) != 1 else ''}, newest {newest.number}")
+    print(f"{store.uri}: {counted(len(records), 'snapshot')}, newest {newest.number}")
     for record in records:
-        totals = record.totals
-        print(
-            f"  {record.number:>8}  {record.published_at}  {thousands(totals['rows'])} rows in "
-            f"{thousands(totals['parts'])} Parts, {byte_size(totals['bytes'])}; {thousands(totals['embedded'])} embedded, "
-            f"{thousands(totals['reused'])} reused, {thousands(totals['quarantined'])} quarantined"
-        )
+        rows, parts, size = (record.totals[name] for name in ("rows", "parts", "bytes"))
+        fates = ", ".join(f"{thousands(record.totals[fate])} {fate}" for fate in ("embedded", "reused", "quarantined"))
+        holds = f"{thousands(rows)} rows in {counted(parts, 'Part')}, {byte_size(size)}"
+        print(f"  {record.number:>8}  {record.published_at}  {holds}; {fates}")
     recipe = newest.recipe
-    print(f"  recipe    {recipe['model']}, {newest.record.dimension} dimensions, {recipe['compute']}, {recipe['stored']}")
+    print(
+        f"  recipe    {recipe['model']}, {newest.record.dimension} dimensions, {recipe['compute']}, {recipe['stored']}"
+    )
     print(f"  rows in   {newest.folder}")
     return 0

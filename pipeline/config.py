@@ -13,7 +13,7 @@ def _as_tuple(value: object) -> object:
 
 def _without_credentials(value: str) -> str:
     authority = value.split("://", 1)[-1].split("/", 1)[0]
-    if "://" in value and ("@" in authority or "?" in value and "=" in value.split("?", 1)[1]):
+    if "://" in value and ("@" in authority or ("?" in value and "=" in value.split("?", 1)[1])):
         raise ValueError(
             "holds what looks like a credential; credentials come from the environment (AWS_ACCESS_KEY_ID, …)"
         )

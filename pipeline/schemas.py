@@ -5,7 +5,19 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 RESERVED_COLUMNS = frozenset(
-    "id chunk char_start char_end tokens truncated text_hash event_timestamp created_timestamp embedding scale".split()
+    [
+        "id",
+        "chunk",
+        "char_start",
+        "char_end",
+        "tokens",
+        "truncated",
+        "text_hash",
+        "event_timestamp",
+        "created_timestamp",
+        "embedding",
+        "scale",
+    ]
 )
 """Names a Part uses itself; a kept column cannot have them."""
 
@@ -58,9 +70,7 @@ def embedding_fields(dimension: int, stored: str) -> list[pa.Field]:
     if stored == "binary":
         return [pa.field("embedding", pa.binary(dimension // 8), nullable=False)]
     element = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[stored]
-    vector = pa.field(
-        "embedding", pa.list_(pa.field("element", element, nullable=False), dimension), nullable=False
-    )
+    vector = pa.field("embedding", pa.list_(pa.field("element", element, nullable=False), dimension), nullable=False)
     if stored == "int8":
         return [vector, pa.field("scale", pa.float32(), nullable=False)]
     return [vector]

@@ -85,10 +85,7 @@ def test_a_block_ends_early_with_the_row_that_reaches_the_text_limit(tmp_path: P
 
 
 def test_every_block_says_how_long_reading_it_took(tmp_path: Path) -> None:
-    assert all(
-        block.metrics["read_seconds"] >= 0
-        for block in blocks_of(lines(tmp_path, ["t"] * 5), rows_per_block=2)
-    )
+    assert all(block.metrics["read_seconds"] >= 0 for block in blocks_of(lines(tmp_path, ["t"] * 5), rows_per_block=2))
 
 
 def test_a_block_carries_its_own_rows_and_not_those_around_it(tmp_path: Path) -> None:
@@ -121,9 +118,7 @@ def as_csv(value: Any) -> str:
     return "" if value is None else '"' + str(value).replace('"', '""') + '"'
 
 
-def write_any(
-    path: Path, rows: list[Row], format: FileFormat, suffix: str, row_group_size: int
-) -> SourceFile:
+def write_any(path: Path, rows: list[Row], format: FileFormat, suffix: str, row_group_size: int) -> SourceFile:
     """Write rows in a format; CSV has no null, there it is an empty field."""
     if format == "parquet":
         ids, texts, labels = ([row[column] for row in rows] for column in range(3))
@@ -136,9 +131,7 @@ def write_any(
         )
         return written_parquet(path / "a.parquet", table, row_group_size=row_group_size)
     if format == "jsonl":
-        content = "".join(
-            json.dumps(dict(zip(("id", "text", "label"), row, strict=True))) + "\n" for row in rows
-        )
+        content = "".join(json.dumps(dict(zip(("id", "text", "label"), row, strict=True))) + "\n" for row in rows)
     else:
         content = "".join(",".join(map(as_csv, row)) + "\r\n" for row in [("id", "text", "label"), *rows])
     return written(path / f"a.{format}{suffix}", COMPRESS[suffix](content.encode()), format)
@@ -199,9 +192,7 @@ def test_every_source_row_comes_exactly_once_in_order_whatever_the_cut(
             written_files.append(write_any(path, rows, format, suffix, row_group_size))
         asked = columns(pa.int64(), kept=[pa.field("label", pa.string())])
         blocks = blocks_of(written_files, asked, rows_per_block, max_text_bytes=max_text_bytes)
-        others = blocks_of(
-            written_files, asked, rows_per_block, max_text_bytes=max_text_bytes, skip_blocks=skipped
-        )
+        others = blocks_of(written_files, asked, rows_per_block, max_text_bytes=max_text_bytes, skip_blocks=skipped)
     assert found_rows(blocks, written_files) == expected_rows(files, format)
     assert [block.number for block in blocks] == list(range(len(blocks)))
     assert [block.is_last for block in blocks] == [False] * (len(blocks) - 1) + [True]
@@ -250,9 +241,7 @@ def test_every_line_that_is_not_blank_is_a_document_or_in_quarantine(
     assert sorted(offsets) == starts
 
 
-def test_what_a_consumer_does_with_a_block_is_not_reading_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_consumer_does_with_a_block_is_not_reading_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("pipeline.storage.blocks.perf_counter", lambda: clock[0])
     file = lines(tmp_path, ["t"] * 6)

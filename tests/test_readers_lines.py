@@ -68,9 +68,7 @@ def csv(path: Path, content: str | bytes) -> SourceFile:
         (b"null", "not_an_object"),
     ],
 )
-def test_a_bad_json_line_is_one_row_in_quarantine_and_never_more(
-    tmp_path: Path, line: bytes, reason: str
-) -> None:
+def test_a_bad_json_line_is_one_row_in_quarantine_and_never_more(tmp_path: Path, line: bytes, reason: str) -> None:
     file = jsonl(tmp_path, GOOD[:-1], line, b'{"id":"c","text":"three"}')
     blocks = blocks_of(file)
     assert texts_of(blocks) == ["one", "three"]
@@ -194,9 +192,7 @@ def test_a_line_beyond_the_limit_is_never_held() -> None:
 def test_a_column_that_the_first_thousand_rows_lack_is_an_error(tmp_path: Path) -> None:
     few = jsonl(tmp_path, *['{"id":"a","txt":"t"}'] * 999)
     assert set(reasons_of(blocks_of(few)).values()) == {"missing_column"}
-    with pytest.raises(
-        SourceError, match=r"a\.jsonl has no column 'text'; did you mean 'txt'\? It has: id, txt"
-    ):
+    with pytest.raises(SourceError, match=r"a\.jsonl has no column 'text'; did you mean 'txt'\? It has: id, txt"):
         blocks_of(jsonl(tmp_path, *['{"id":"a","txt":"t"}'] * 1000, GOOD[:-1]))
     with pytest.raises(SourceError, match=r"has no column 'id'; It has: text"):
         blocks_of(jsonl(tmp_path, *['{"text":"t"}'] * 1000))
@@ -390,9 +386,7 @@ def test_csv_texts_are_what_stands_there_however_long_or_odd(tmp_path: Path) -> 
         ('id,"text\n', "the header of .* cannot be read"),
     ],
 )
-def test_a_csv_header_that_cannot_be_used_is_an_error(
-    tmp_path: Path, content: str | bytes, message: str
-) -> None:
+def test_a_csv_header_that_cannot_be_used_is_an_error(tmp_path: Path, content: str | bytes, message: str) -> None:
     file = csv(tmp_path, content)
     with pytest.raises(SourceError, match=message):
         blocks_of(file)
@@ -418,9 +412,7 @@ def test_plain_text_is_a_document_per_line_named_by_file_and_line(tmp_path: Path
     assert documents["id"].to_pylist() == ["b.txt#0", "b.txt#2", "b.txt#5"]
     assert texts_of(blocks) == ["first", "  second \x00", "last"]
     assert documents[schemas.BYTE_OFFSET].to_pylist() == [3, 11, 25]
-    assert [(row["row"], row["reason"], row["raw"]) for row in quarantine_of(blocks)] == [
-        (3, "invalid_utf8", b"\xff")
-    ]
+    assert [(row["row"], row["reason"], row["raw"]) for row in quarantine_of(blocks)] == [(3, "invalid_utf8", b"\xff")]
 
 
 def test_a_text_line_beyond_the_limit_goes_to_quarantine(tmp_path: Path) -> None:

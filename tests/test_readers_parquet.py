@@ -84,9 +84,7 @@ def test_only_the_row_that_is_no_utf8_goes_to_quarantine(tmp_path: Path, type: p
 
 
 @pytest.mark.parametrize("type", [pa.string(), pa.large_string()], ids=str)
-def test_an_id_or_a_kept_string_that_is_no_utf8_goes_to_quarantine_too(
-    tmp_path: Path, type: pa.DataType
-) -> None:
+def test_an_id_or_a_kept_string_that_is_no_utf8_goes_to_quarantine_too(tmp_path: Path, type: pa.DataType) -> None:
     table = pa.table(
         {
             "id": not_utf8([NOT_UTF8, b"b", b"c"], type),
@@ -94,9 +92,7 @@ def test_an_id_or_a_kept_string_that_is_no_utf8_goes_to_quarantine_too(
             "label": not_utf8([b"x", NOT_UTF8, b"z"], type),
         }
     )
-    blocks = blocks_of(
-        written_parquet(tmp_path / "a.parquet", table), columns(kept=[pa.field("label", type)])
-    )
+    blocks = blocks_of(written_parquet(tmp_path / "a.parquet", table), columns(kept=[pa.field("label", type)]))
     assert texts_of(blocks) == ["three"]
     assert [(row["id"], row["error"]) for row in quarantine_of(blocks)] == [
         (None, "the id is not valid UTF-8"),
@@ -190,9 +186,7 @@ def test_a_name_with_dots_is_one_column_and_not_a_path(tmp_path: Path) -> None:
 
 def test_a_name_that_stands_twice_matters_only_where_it_is_asked_for(tmp_path: Path) -> None:
     arrays = [pa.array(["1"]), pa.array(["x"]), pa.array(["t"]), pa.array(["y"])]
-    file = written_parquet(
-        tmp_path / "a.parquet", pa.Table.from_arrays(arrays, ["id", "twice", "text", "twice"])
-    )
+    file = written_parquet(tmp_path / "a.parquet", pa.Table.from_arrays(arrays, ["id", "twice", "text", "twice"]))
     assert texts_of(blocks_of(file)) == ["t"]
     with pytest.raises(SourceError, match=r"a\.parquet has 2 columns 'twice'"):
         blocks_of(file, columns(kept=[pa.field("twice", pa.string())]))
@@ -241,9 +235,7 @@ def test_a_kept_column_that_drifted_is_cast_where_no_value_changes(
     ],
     ids=str,
 )
-def test_a_kept_column_that_drifted_too_far_is_an_error(
-    tmp_path: Path, found: pa.Array, expected: pa.DataType
-) -> None:
+def test_a_kept_column_that_drifted_too_far_is_an_error(tmp_path: Path, found: pa.Array, expected: pa.DataType) -> None:
     file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "text": ["t"], "n": found}))
     with pytest.raises(SourceError) as error:
         blocks_of(file, columns(kept=[pa.field("n", expected)]))
@@ -336,9 +328,7 @@ def test_a_corrupt_page_in_the_middle_is_an_error_that_says_how_far_reading_came
     content = bytearray(Path(file.uri).read_bytes())
     content[group.data_page_offset + group.total_compressed_size // 2] ^= 1
     Path(file.uri).write_bytes(content)
-    with pytest.raises(
-        SourceError, match=r"a\.parquet is corrupt in row groups 0 to 0, after 1\d,\d{3} readable"
-    ):
+    with pytest.raises(SourceError, match=r"a\.parquet is corrupt in row groups 0 to 0, after 1\d,\d{3} readable"):
         blocks_of(file, columns(pa.int64()))
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-
-PASS_TOKENS = 256
+PASS_TOKENS = 64
 """What one more forward pass costs, in padded tokens: its fixed price on two CPU cores is that of about so many."""
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import EncoderError
 
@@ -55,7 +56,7 @@ def _describe(folder: str, trust_remote_code: bool, allow_pickled_weights: bool)
     from pipeline.encoder.sentence_transformer import load_model
 
     model = load_model(folder, "float32", trust_remote_code, allow_pickled_weights, "cpu")
-    tokenizer = getattr(model[0], "tokenizer", None)
+    tokenizer: Any = getattr(model[0], "tokenizer", None)
     if not getattr(tokenizer, "is_fast", False) or type(model[0]).__name__ != "Transformer":
         raise EncoderError(
             f"{folder} begins with {type(model[0]).__name__}, which has no fast tokenizer; this version embeds text "

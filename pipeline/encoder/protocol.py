@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrow import fixed_size_binary, fixed_size_list
+from pipeline.encoder.batching import pack_by_tokens
 from pipeline.records import TokenBatch
 from pipeline.schemas import embedding_fields
-from pipeline.encoder.batching import pack_by_tokens
 
 
 class Encoder(Protocol):
@@ -78,7 +78,7 @@ def finish(vectors_ND: NDArray[np.float32], dimensions: int | None, normalize: b
     if not normalize:
         return np.ascontiguousarray(vectors)
     norms_N1 = np.linalg.norm(vectors.astype(np.float32, copy=False), axis=1, keepdims=True)
-    return vectors / np.maximum(norms_N1, np.float32(1e-12))
+    return np.asarray(vectors / np.maximum(norms_N1, np.float32(1e-12)), np.float32)
 
 
 def to_stored(vectors_ND: NDArray[np.float32], stored: str) -> list[pa.Array]:

@@ -28,7 +28,9 @@ def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled
     check_folder(Path(folder), trust_remote_code, allow_pickled_weights)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     weights = {"dtype": DTYPES[compute]} | ({} if allow_pickled_weights else {"use_safetensors": True})
     try:
         model = SentenceTransformer(
@@ -104,7 +106,7 @@ class SentenceTransformerEncoder:
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors, (B, D) float32, as the model's last module gives them."""
         rows_B = np.arange(len(batch))

@@ -45,6 +45,7 @@ def start_ray(runtime: Runtime) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": address}
     if address == "local":
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where stages share cores
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would let every other program of this machine go first
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warning on constructor arguments, ray#53727
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     try:

@@ -9,14 +9,14 @@ from pipeline.errors import ConfigError
 from pipeline.execution.have import Carried, find_have, is_complete
 from pipeline.execution.model import ModelReference, recipe_fingerprint, resolve_model
 from pipeline.execution.shards import cut_shards, row_groups_of
-from pipeline.fingerprint import fingerprint
+from pipeline.fingerprint import JsonValue, fingerprint
 from pipeline.records import Shard, SourceFile
-
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.listing import list_source
 from pipeline.storage.partitions import is_partitionable
 from pipeline.storage.readers import read_source_schema
 from pipeline.storage.snapshots import Snapshot, decode_schema, encode_schema, load_snapshot
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -75,7 +75,7 @@ def make_plan(config: JobConfig, store: Store) -> Plan:
     layout = _layout(config, files, parent)
     wanted = cut_shards(files, layout, recipe, config.output.rows_per_part, row_groups_of(files))
     number = parent.number + 1 if parent else 1
-    sources = [[file.uri, file.version, file.size_bytes] for file in files]
+    sources: list[JsonValue] = [[file.uri, file.version, file.size_bytes] for file in files]
     run_key = fingerprint([number - 1, recipe, layout, sources])
     carried = find_have(store, parent, {shard.shard_id for shard in wanted}, run_key)
     embed = tuple(shard for shard in wanted if not is_complete(carried.get(shard.shard_id, ())))
@@ -104,5 +104,3 @@ def _layout(config: JobConfig, files: Sequence[SourceFile], parent: Snapshot | N
         "partition_by": list(output.partition_by),
         "rows_per_part": output.rows_per_part,
     }
-
-

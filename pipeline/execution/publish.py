@@ -66,8 +66,8 @@ def _check_quarantine(config: JobConfig, report: RunReport) -> None:
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(report.reasons.items()))
         raise ReconciliationError(
             f"{report.quarantined} of {report.rows_read} rows went to quarantine ({reasons}), more than "
-            f"runtime.max_quarantined_fraction {allowed:g} allows; nothing was published, what was encoded is kept. Mend "
-            "the source, or raise the limit."
+            f"runtime.max_quarantined_fraction {allowed:g} allows; nothing was published, what was encoded is kept. "
+            "Mend the source, or raise the limit."
         )
 
 
@@ -80,8 +80,8 @@ def _carry(config: JobConfig, plan: Plan, store: Store, carried: list[Carried]) 
         stat = store.copy(part_key(part.kind, folder, part.path), part_key(part.kind, plan.folder, part.path))
         if stat.size_bytes != part.size_bytes:
             raise StorageError(
-                f"{store.uri_of(part_key(part.kind, folder, part.path))} has {stat.size_bytes} bytes, its snapshot says "
-                f"{part.size_bytes}; it was changed after it was published"
+                f"{store.uri_of(part_key(part.kind, folder, part.path))} has {stat.size_bytes} bytes, its "
+                f"snapshot says {part.size_bytes}; it was changed after it was published"
             )
         return plan.folder, replace(part, etag=stat.version)
 

@@ -1,10 +1,10 @@
 """A run, from plan to publish: stream Blocks through Ray, journal what is written, prove, publish, report."""
 
+import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.errors import PipelineError, SnapshotConflict, StorageError
+from pipeline.errors import PipelineError, SnapshotConflict
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
@@ -29,6 +29,8 @@ from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, read_journal
 from pipeline.storage.snapshots import snapshot_numbers
+
+logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 3.0
 """At most this much finished work is encoded again after a driver dies."""
@@ -92,9 +94,7 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         planned_at = _record_plan(store, plan)
-        journal = Journal(
-            store, plan.run_key, plan.folder, claim.driver, read_journal(store, plan.run_key).next_number
-        )
+        journal = Journal(store, plan.run_key, plan.folder, claim.driver, read_journal(store, plan.run_key).next_number)
         description = describe(plan.model) if plan.embed else None
         receipts: list[BlockReceipt] = []
         if description is not None:
@@ -177,30 +177,45 @@ def _follow(
     watch: Watcher,
     starting: float,
 ) -> list[BlockReceipt]:
+    """Take in receipts as they come: count, show, and journal them every few seconds.
+
+    Args:
+        sizes: bytes of every Shard that is worked on.
+        starting: when Ray was started, on the performance counter.
+    """
     receipts: list[BlockReceipt] = []
-    total_bytes, done_bytes, journalled = sum(sizes.values()) or 1, 0, 0
-    last_entry = first_block = time.perf_counter()
+    done_bytes: dict[str, float] = dict.fromkeys(sizes, 0.0)
+    all_done_bytes = 0.0
+    total_bytes, journalled, last_entry = sum(sizes.values()) or 1, 0, time.perf_counter()
     try:
         for receipt in blocks:
             now = time.perf_counter()
             if not receipts:
-                first_block = now
                 report.seconds["start"] = max(0.0, now - starting - _first_seconds(receipt))
+                report.timeline.append((report.seconds["start"], 0, 0))
             receipts.append(receipt)
             report.add(receipt)
-            done_bytes += sizes[receipt.shard_id] if receipt.is_last else 0
             report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
-            watch(
-                Progress("encoding", report.rows_read, report.tokens, done_bytes / total_bytes, report.quarantined)
-            )
+            before = done_bytes[receipt.shard_id]
+            done_bytes[receipt.shard_id] = _bytes_done(receipt, before, sizes[receipt.shard_id])
+            all_done_bytes += done_bytes[receipt.shard_id] - before
+            fraction = all_done_bytes / total_bytes
+            watch(Progress("encoding", report.rows_read, report.tokens, fraction, report.quarantined))
             if now - last_entry >= JOURNAL_SECONDS:
                 journal.append(receipts[journalled:])
                 journalled, last_entry = len(receipts), now
     finally:
         if receipts[journalled:]:
             journal.append(receipts[journalled:])
-    report.seconds["run"] = time.perf_counter() - starting - report.seconds.get("start", first_block - starting)
+    report.seconds["run"] = time.perf_counter() - starting - report.seconds.get("start", 0.0)
     return receipts
+
+
+def _bytes_done(receipt: BlockReceipt, before: float, shard_bytes: int) -> float:
+    """Return how many bytes of a Shard are behind us: what its reader says, and all of them after the last Block."""
+    if receipt.is_last:
+        return float(shard_bytes)
+    return max(before, min(before + receipt.metrics.get("source_bytes", 0.0), 0.99 * shard_bytes))
 
 
 def _first_seconds(receipt: BlockReceipt) -> float:
@@ -242,8 +257,9 @@ def _save_report(store: Store, report: RunReport) -> None:
     if not report.run_key or report.outcome == "planned":
         return
     report.report_uri = store.uri_of(f"reports/{report.run_key}.html")
-    with suppress(StorageError):
+    try:
         store.put(f"reports/{report.run_key}.html", render_html(report).encode())
         store.put(f"reports/{report.run_key}.json", report_json(report))
-        return
-    report.report_uri = None
+    except Exception as error:  # noqa: BLE001  a page that cannot be drawn must not make a published run a failed one
+        logger.warning("event=report_failed uri=%s error=%s", report.report_uri, type(error).__name__)
+        report.report_uri = None

@@ -32,9 +32,7 @@ def stage_settings(
     documents = decode_schema(plan.layout["document_schema"])
     prompt = description.default_prompt if recipe.prompt is None else recipe.prompt
     return StageSettings(
-        columns=ReadColumns(
-            source.id_column, source.text_column, source.keep_columns, documents, source.empty_text
-        ),
+        columns=ReadColumns(source.id_column, source.text_column, source.keep_columns, documents, source.empty_text),
         rows_per_part=config.output.rows_per_part,
         tokenizer=TokenizerSpec(min(recipe.max_tokens, description.max_tokens), prompt, description.tokenizer_json),
         chunk_overlap_tokens=recipe.chunk_overlap_tokens if recipe.long_text == "chunk" else None,
@@ -92,5 +90,3 @@ def output_dimension(config: JobConfig, description: ModelDescription) -> int:
     if config.recipe.stored == "binary" and dimension % 8:
         raise ConfigError(f"recipe.stored: binary needs a multiple of 8 dimensions; this recipe has {dimension}")
     return dimension
-
-

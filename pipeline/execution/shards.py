@@ -19,7 +19,6 @@ FOOTER_READERS = 16
 """Footers of giant files read at once."""
 
 
-
 def cut_shards(
     files: Sequence[SourceFile],
     layout: dict[str, Any],

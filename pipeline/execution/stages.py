@@ -119,9 +119,7 @@ class EncodeBlocks:
 
     def __init__(self, settings: StageSettings) -> None:
         self.settings = settings
-        self.encoder = open_encoder(
-            settings.model, settings.compute, settings.tokenizer.prompt, settings.threads
-        )
+        self.encoder = open_encoder(settings.model, settings.compute, settings.tokenizer.prompt, settings.threads)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for shard, block in from_rows(batch):
@@ -208,7 +206,9 @@ def _positions(documents: pa.Table) -> pa.Array:
 
 def _part_table(documents: pa.Table, settings: StageSettings) -> pa.Table:
     times = pa.repeat(settings.event_time, documents.num_rows)
-    return documents.append_column("event_timestamp", times).select(settings.part_schema.names).cast(settings.part_schema)
+    return (
+        documents.append_column("event_timestamp", times).select(settings.part_schema.names).cast(settings.part_schema)
+    )
 
 
 def _quarantined(shard: Shard, block: Block, documents: pa.Table, reason: Reason, error: str) -> Block:

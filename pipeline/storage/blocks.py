@@ -103,9 +103,7 @@ def _running_total(values_N: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[n
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(values_N, dtype=np.int64)])
 
 
-def _built(
-    shard_id: str, document_schema: pa.Schema, block: _Growing, *, is_last: bool, started: float
-) -> Block:
+def _built(shard_id: str, document_schema: pa.Schema, block: _Growing, *, is_last: bool, started: float) -> Block:
     documents = _compact(pa.Table.from_batches(block.documents, document_schema))
     quarantine = _compact(pa.Table.from_batches(block.quarantine, schemas.QUARANTINE))
     block.documents.clear()  # its consumer takes its time, and should not keep the rows in memory twice

@@ -71,7 +71,7 @@ class Claim:
             return False
         here = _process_identity()
         if owner.get("machine") == here["machine"]:
-            return _start_time(int(owner["pid"])) == owner["pid_start"]
+            return bool(_start_time(int(owner["pid"])) == owner["pid_start"])
         deadline = time.monotonic() + BEAT_SECONDS * PATIENCE_BEATS
         while time.monotonic() < deadline:
             time.sleep(BEAT_SECONDS / 2)

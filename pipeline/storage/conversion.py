@@ -48,11 +48,7 @@ def csv_column(values: list[str | None], expected: pa.DataType) -> tuple[pa.Arra
     try:
         return pa.array(fields, pa.string()).cast(expected), {}
     except NOT_CONVERTIBLE:
-        wrong = {
-            position: "another string"
-            for position, value in enumerate(fields)
-            if not _parses(value, expected)
-        }
+        wrong = {position: "another string" for position, value in enumerate(fields) if not _parses(value, expected)}
     fitting = [None if position in wrong else value for position, value in enumerate(fields)]
     return pa.array(fitting, pa.string()).cast(expected), wrong
 

@@ -149,9 +149,7 @@ def _header(file: SourceFile, records: Iterator[_Record]) -> list[str] | None:
         return None
     bad = _fault(header, len(header.fields))
     if bad:
-        raise SourceError(
-            f"the header of {file.uri} cannot be read: {bad.error}; expected a row of column names"
-        )
+        raise SourceError(f"the header of {file.uri} cannot be read: {bad.error}; expected a row of column names")
     return header.fields
 
 

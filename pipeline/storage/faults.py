@@ -12,18 +12,47 @@ from pipeline.errors import PipelineError
 T = TypeVar("T")
 
 TRANSIENT_CODES = frozenset(
-    "SlowDown ServiceUnavailable InternalError RequestTimeout RequestTimeTooSkewed Throttling ThrottlingException "
-    "TooManyRequests OperationAborted ConditionalRequestConflict BadDigest IncompleteBody 500 502 503 504 429 409"
-    .split()
+    [
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalError",
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "OperationAborted",
+        "ConditionalRequestConflict",
+        "BadDigest",
+        "IncompleteBody",
+        "500",
+        "502",
+        "503",
+        "504",
+        "429",
+        "409",
+    ]
 )
 """S3 error codes after which the same request may succeed."""
 
 TRANSIENT_ERRNOS = frozenset({errno.EBUSY, errno.EINTR, errno.EAGAIN, errno.ETIMEDOUT, errno.EREMOTEIO})
 
 TRANSIENT_NAMES = frozenset(
-    "FSTimeoutError ClientPayloadError ServerDisconnectedError ClientOSError IncompleteReadError ResponseStreamingError "
-    "ConnectTimeoutError ReadTimeoutError ConnectionClosedError EndpointConnectionError HTTPClientError ClosedError "
-    "AioReadTimeoutError".split()
+    [
+        "FSTimeoutError",
+        "ClientPayloadError",
+        "ServerDisconnectedError",
+        "ClientOSError",
+        "IncompleteReadError",
+        "ResponseStreamingError",
+        "ConnectTimeoutError",
+        "ReadTimeoutError",
+        "ConnectionClosedError",
+        "EndpointConnectionError",
+        "HTTPClientError",
+        "ClosedError",
+        "AioReadTimeoutError",
+    ]
 )
 """Exceptions of the HTTP clients, by name: their packages are not imported where no S3 is used."""
 
@@ -87,7 +116,14 @@ def told_as(error_class: type[PipelineError], action: str, uri: str) -> Iterator
     except (OSError, ImportError, ValueError) as error:
         raise error_class(f"cannot {action} {uri}: {_sentence(error, uri)}") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs", "gcsfs"):
+        if type(error).__module__.partition(".")[0] in (
+            "botocore",
+            "aiobotocore",
+            "aiohttp",
+            "fsspec",
+            "s3fs",
+            "gcsfs",
+        ):
             raise error_class(f"cannot {action} {uri}: {_sentence(error, uri)}") from error
         raise
 

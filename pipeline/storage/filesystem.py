@@ -85,7 +85,9 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
     with told_as(SourceError, "read", file.uri):
         filesystem, path = open_filesystem(file.uri)
         _check_version(filesystem, path, file)
-        with patiently(lambda: filesystem.open(path, "rb")) as stream:
+        # Parquet readers know what they want; reading ahead of them fetched everything twice (2026-11)
+        cache = "none" if file.format == "parquet" else "readahead"
+        with patiently(lambda: filesystem.open(path, "rb", cache_type=cache)) as stream:
             yield cast(BinaryIO, stream)
         if isinstance(filesystem, LocalFileSystem):
             _check_version(filesystem, path, file)
@@ -138,9 +140,7 @@ class Store:
         """Return every key below `prefix/` with its size and version; the order means nothing."""
         with told_as(StorageError, "list", self.uri_of(prefix)):
             try:
-                found = patiently(
-                    lambda: self.filesystem.find(f"{self.root}/{prefix}", detail=True, **self._fresh())
-                )
+                found = patiently(lambda: self.filesystem.find(f"{self.root}/{prefix}", detail=True, **self._fresh()))
             except FileNotFoundError:
                 return {}
         return {
@@ -153,9 +153,7 @@ class Store:
         """Return the names of the folders directly below `prefix/`."""
         with told_as(StorageError, "list", self.uri_of(prefix)):
             try:
-                entries = patiently(
-                    lambda: self.filesystem.ls(f"{self.root}/{prefix}", detail=True, **self._fresh())
-                )
+                entries = patiently(lambda: self.filesystem.ls(f"{self.root}/{prefix}", detail=True, **self._fresh()))
             except FileNotFoundError:
                 return []
         return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")

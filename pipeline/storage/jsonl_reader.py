@@ -126,9 +126,7 @@ def _typed(parsed: _Parsed, columns: ReadColumns, batch: LineBatch) -> Candidate
     def column(name: str, expected: pa.DataType) -> pa.Array:
         array, wrong = json_column([found.get(name) for found in parsed.objects], expected)
         for row, found in wrong.items():
-            bad.setdefault(
-                row, Bad(Reason.WRONG_TYPE, f"column {name!r}: expected {expected}, found {found}")
-            )
+            bad.setdefault(row, Bad(Reason.WRONG_TYPE, f"column {name!r}: expected {expected}, found {found}"))
         return array
 
     ids = column(columns.id_column, columns.id_type)

@@ -46,7 +46,9 @@ def list_source(uris: Sequence[str], format: str) -> list[SourceFile]:
             check_endpoint(uri)
             found, skipped = _list_one(uri, format)
         if not found:
-            hint = f"; {len(skipped)} of another kind were found ({skipped[0]}, …): set source.format" if skipped else ""
+            hint = (
+                f"; {len(skipped)} of another kind were found ({skipped[0]}, …): set source.format" if skipped else ""
+            )
             raise SourceError(f"no files matched {uri}{hint}")
         if skipped:
             logger.warning("event=files_skipped uri=%s files=%d example=%s", uri, len(skipped), skipped[0])

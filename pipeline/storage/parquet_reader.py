@@ -62,9 +62,7 @@ def read_parquet_schema(
     """
     with _opened(file, open_file) as (parquet, _):
         found = parquet.schema_arrow
-    ids, texts, *kept = [
-        found.field(_index_of(file, found, name)) for name in (id_column, text_column, *keep_columns)
-    ]
+    ids, texts, *kept = [found.field(_index_of(file, found, name)) for name in (id_column, text_column, *keep_columns)]
     _check_text(file, texts)
     if is_string_kind(ids.type) or pa.types.is_null(ids.type):
         id_type = pa.string()
@@ -72,9 +70,7 @@ def read_parquet_schema(
         id_type = ids.type
     else:
         raise _wrong_type(file, id_column, ids.type, "string or integer")
-    return schemas.document_schema(
-        id_type, [pa.field(kept_field.name, kept_field.type) for kept_field in kept]
-    )
+    return schemas.document_schema(id_type, [pa.field(kept_field.name, kept_field.type) for kept_field in kept])
 
 
 def parquet_row_groups(file: SourceFile, open_file: OpenFile) -> list[tuple[int, int]]:
@@ -104,9 +100,7 @@ def _opened(file: SourceFile, open_file: OpenFile) -> Iterator[tuple[pq.ParquetF
             )
         except (OSError, pa.ArrowException) as error:
             watched.raise_fault()
-            raise SourceError(
-                f"{file.uri} is not a whole Parquet file: {_one_line(error)}; write it again"
-            ) from error
+            raise SourceError(f"{file.uri} is not a whole Parquet file: {_one_line(error)}; write it again") from error
         yield parquet, watched
 
 
@@ -169,9 +163,7 @@ def _index_of(file: SourceFile, found: pa.Schema, column: str) -> int:
     if not indices:
         raise missing_column(file, column, found.names)
     if len(indices) > 1:
-        raise SourceError(
-            f"{file.uri} has {Counter(found.names)[column]} columns {column!r}; rename all but one"
-        )
+        raise SourceError(f"{file.uri} has {Counter(found.names)[column]} columns {column!r}; rename all but one")
     return int(indices[0])
 
 
@@ -179,9 +171,7 @@ def _row_groups(span: Span, metadata: pq.FileMetaData) -> range:
     start = span.first_row_group or 0
     stop = metadata.num_row_groups if span.row_groups is None else start + span.row_groups
     if stop > metadata.num_row_groups:
-        raise SourceError(
-            f"{span.file.uri} has {metadata.num_row_groups} row groups; the plan saw {stop}; run again"
-        )
+        raise SourceError(f"{span.file.uri} has {metadata.num_row_groups} row groups; the plan saw {stop}; run again")
     rows = _rows_in(metadata, range(start, stop))
     if span.rows not in (None, rows):
         raise SourceError(
@@ -206,14 +196,9 @@ def _candidates(found: list[pa.Array], row: int, columns: ReadColumns, file: Sou
         raise _wrong_type(file, columns.id_column, ids.type, str(columns.id_type))
     texts = as_utf8(texts)
     return Candidates(
-        as_utf8(ids)
-        if pa.types.is_string(columns.id_type)
-        else _cast(ids, columns.id_type, columns.id_column, file),
+        as_utf8(ids) if pa.types.is_string(columns.id_type) else _cast(ids, columns.id_type, columns.id_column, file),
         texts,
-        [
-            _cast(array, kept.type, kept.name, file)
-            for array, kept in zip(kept, columns.kept_fields, strict=True)
-        ],
+        [_cast(array, kept.type, kept.name, file) for array, kept in zip(kept, columns.kept_fields, strict=True)],
         np.arange(row, row + len(texts), dtype=np.int64),
         _raw_texts(texts),
     )

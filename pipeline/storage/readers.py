@@ -61,9 +61,7 @@ def read_shard(
         SourceError: a file cannot be read, or its columns are not those of the run. Bad rows raise nothing.
     """
     limits = BlockLimits(rows_per_block, max_text_bytes)
-    return cut_blocks(
-        shard.shard_id, columns.schema, _rows_of(shard, columns, open_file), limits, skip_blocks
-    )
+    return cut_blocks(shard.shard_id, columns.schema, _rows_of(shard, columns, open_file), limits, skip_blocks)
 
 
 def _rows_of(shard: Shard, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:

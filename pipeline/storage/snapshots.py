@@ -122,10 +122,14 @@ class Snapshot:
     def dataset(self) -> pyarrow.dataset.Dataset:
         """Return the rows as a pyarrow dataset: lazy, filters and projections pushed down."""
         names = self.record.layout["partition_by"]
-        partitioning = pyarrow.dataset.partitioning(pa.schema([self.schema.field(name) for name in names]), flavor="hive")
+        partitioning = pyarrow.dataset.partitioning(
+            pa.schema([self.schema.field(name) for name in names]), flavor="hive"
+        )
         paths = [
             f"{self.store.root}/{part_key(kind, folder, path)}"
-            for kind, folder, path in zip(*(self.parts[name].to_pylist() for name in ("kind", "folder", "path")))
+            for kind, folder, path in zip(
+                *(self.parts[name].to_pylist() for name in ("kind", "folder", "path")), strict=True
+            )
             if kind == "embeddings"
         ]
         if not paths:

@@ -35,9 +35,7 @@ def read_text(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> It
             yield found
 
 
-def read_text_schema(
-    file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...]
-) -> pa.Schema:
+def read_text_schema(file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...]) -> pa.Schema:
     """Return the document schema of a text file: strings.
 
     Raises:
@@ -63,13 +61,9 @@ def _check_columns(file: SourceFile, id_column: str, text_column: str, keep_colu
 
 
 def _candidates(batch: LineBatch, name: str, copies: int) -> Candidates:
-    positions = [
-        position for position, line in enumerate(batch.lines) if line.strip() or position in batch.too_long
-    ]
+    positions = [position for position, line in enumerate(batch.lines) if line.strip() or position in batch.too_long]
     lines = [batch.lines[position].removesuffix(b"\r") for position in positions]
-    bad = {
-        row: batch.too_long[position] for row, position in enumerate(positions) if position in batch.too_long
-    }
+    bad = {row: batch.too_long[position] for row, position in enumerate(positions) if position in batch.too_long}
     positions_N = np.array(positions, np.int64)
     row_N = batch.first_line + positions_N
     texts = pa.array(lines, pa.binary()).view(pa.string())

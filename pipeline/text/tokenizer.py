@@ -112,7 +112,7 @@ def hash_texts(texts: pa.Array) -> pa.Array:
         texts: as sent to the model, no nulls.
     """
     content, offsets_N1 = utf8_view(texts)
-    sha256, ends = hashlib.sha256, memoryview(offsets_N1)
+    sha256, ends = hashlib.sha256, memoryview(offsets_N1.data)
     digests = b"".join(sha256(content[ends[i] : ends[i + 1]]).digest()[:16] for i in range(len(texts)))
     return fixed_size_binary(np.frombuffer(digests, np.uint8).reshape(-1, 16))
 
