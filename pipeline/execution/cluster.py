@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +51,23 @@ def start_ray(runtime: Runtime) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warning on constructor arguments, ray#53727
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     try:
-        ray.init(**options)
+        with _without_native_stderr():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise PipelineError(f"cannot start or reach Ray at {address}: {error}") from error
+
+
+@contextmanager
+def _without_native_stderr() -> Iterator[None]:
+    """Keep what Ray's C++ core says of its own log level while it starts off the terminal; errors are raised."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def configure_data() -> None:

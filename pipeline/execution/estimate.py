@@ -13,8 +13,11 @@ from pipeline.storage.filesystem import open_source
 from pipeline.storage.readers import ReadColumns, parquet_row_groups, read_shard
 from pipeline.storage.snapshots import decode_schema
 
-FOOTERS, SAMPLES, SAMPLE_ROWS = 1000, 4, 1000
-"""Parquet files and line files looked at, and rows read of each of the latter; the rest is scaled by bytes."""
+FOOTERS, SAMPLES = 1000, 8
+"""Parquet files and line files looked at; the others are taken to hold as many rows per byte."""
+
+SAMPLE_BYTES, SAMPLE_ROWS = 8 * 2**20, 1000
+"""How much of a line file is read, and in which steps."""
 
 READERS = 16
 
@@ -89,22 +92,23 @@ def _scaled(files: Sequence[SourceFile], sampled: Sequence[SourceFile], rows: Se
 
 def _sample(file: SourceFile, columns: ReadColumns) -> tuple[int, bool]:
     """Return the rows of a line file, and whether they are counted rather than extrapolated from its beginning."""
-    position = 0
+    streams: list[BinaryIO] = []
 
     @contextmanager
     def open_and_note(file: SourceFile) -> Iterator[BinaryIO]:
-        nonlocal position
         with open_source(file) as stream:
+            streams.append(stream)
             yield stream
-            position = stream.tell()
 
-    blocks = read_shard(Shard("sample", (Span(file),)), columns, SAMPLE_ROWS, open_and_note)
+    rows = position = 0
     try:
-        first = next(blocks)
-        if first.is_last:
-            return first.rows_read, True
+        for block in read_shard(Shard("sample", (Span(file),)), columns, SAMPLE_ROWS, open_and_note):
+            rows += block.rows_read
+            if block.is_last:
+                return rows, True
+            position = streams[0].tell()
+            if position >= SAMPLE_BYTES:
+                break
     except SourceError:
-        return 0, False
-    finally:
-        blocks.close()  # type: ignore[attr-defined]
-    return round(first.rows_read * file.size_bytes / max(position, 1)), False
+        return rows, False
+    return round(rows * file.size_bytes / max(position, 1)), False
