@@ -21,6 +21,7 @@ def summary_text(report: "RunReport") -> str:
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": _time(report),
         "quarantine": _reasons(report.reasons),
+        "warning": "; ".join(report.warnings),
         "output": _output(report),
         "read with": _scan(report.folder) if report.folder else "",
         "report": report.report_uri or "",

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.schemas import RESERVED_COLUMNS
 
@@ -20,7 +20,7 @@ def _without_credentials(value: str) -> str:
     return value
 
 
-Uri = Annotated[str, Field(min_length=1), BeforeValidator(_without_credentials)]
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials)]
 
 
 class Section(BaseModel):
@@ -143,6 +143,8 @@ class JobConfig(Section):
         stray = [column for column in self.output.partition_by if column not in self.source.keep_columns]
         if stray:
             raise ValueError(f"output.partition_by names {', '.join(stray)}; add it to source.keep_columns")
+        if len(set(self.output.partition_by)) < len(self.output.partition_by):
+            raise ValueError("output.partition_by names a column twice")
         if self.runtime.batch_tokens < self.recipe.max_tokens:
             raise ValueError(
                 f"runtime.batch_tokens is {self.runtime.batch_tokens}, below recipe.max_tokens "

@@ -20,6 +20,7 @@ class HashingEncoder:
     """
 
     device = "cpu"
+    emulates = False
     max_tokens = 1 << 20
 
     def __init__(self, dimension: int) -> None:

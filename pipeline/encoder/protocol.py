@@ -32,6 +32,11 @@ class Encoder(Protocol):
         """Where it runs, for the report: `cpu`, or the name of the GPU."""
         ...
 
+    @property
+    def emulates(self) -> bool:
+        """Whether the device imitates the number type it was asked to compute in, slowly."""
+        ...
+
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors of one batch, (B, D), in its order, not yet truncated or normalised."""
         ...

@@ -73,6 +73,19 @@ def check_folder(folder: Path, trust_remote_code: bool, allow_pickled_weights: b
         )
 
 
+def _is_native(compute: str, place: str) -> bool:
+    """Whether the device has instructions for this number type."""
+    if compute == "float32":
+        return True
+    if place == "cuda":
+        return compute == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    mkldnn = torch.ops.mkldnn
+    supported = mkldnn._is_mkldnn_bf16_supported if compute == "bfloat16" else mkldnn._is_mkldnn_fp16_supported
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    wanted = ("avx512_bf16", "amx_bf16") if compute == "bfloat16" else ("avx512_fp16", "amx_fp16")
+    return bool(supported()) and (not flags or any(flag in flags for flag in wanted) or "aarch64" in os.uname().machine)
+
+
 class SentenceTransformerEncoder:
     """Holds a model on one device.
 
@@ -100,6 +113,7 @@ class SentenceTransformerEncoder:
         self.dimension = int(self.model.get_embedding_dimension())
         self.max_tokens = int(self.model.max_seq_length or transformer.tokenizer.model_max_length)
         self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
+        self.emulates = not _is_native(compute, place)
         self._pad_token_id = int(transformer.tokenizer.pad_token_id or 0)
         self._place = torch.device(place)
         self._extra: dict[str, Any] = {"modality": "text"}

@@ -12,6 +12,11 @@ STAGES = ("read", "tokenize", "encode", "write")
 TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Upper bounds of the tokens-per-row histogram; a last bucket takes what is longer."""
 
+EMULATED = (
+    "this hardware has no arithmetic of the recipe's compute type and imitates it slowly; recipe.compute: float32 "
+    "is faster here (and makes other vectors: everything is embedded anew)"
+)
+
 
 @dataclass(slots=True)
 class RunReport:
@@ -59,6 +64,8 @@ class RunReport:
     versions: dict[str, str] = field(default_factory=dict)
     started_at: str = ""
     """ISO 8601, UTC."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person should change, one sentence each."""
     error: str | None = None
     """One sentence, when the outcome is `failed`."""
     report_uri: str | None = None
@@ -92,6 +99,8 @@ class RunReport:
         self.bytes_written += sum(part.size_bytes for part in receipt.parts)
         for stage in STAGES:
             self.stage_seconds[stage] += metrics.get(f"{stage}_seconds", 0.0)
+        if metrics.get("emulated_compute") and EMULATED not in self.warnings:
+            self.warnings.append(EMULATED)
         for bucket in range(len(self.token_histogram)):
             self.token_histogram[bucket] += int(metrics.get(f"tokens_bucket_{bucket}", 0))
 

@@ -147,7 +147,11 @@ class EncodeBlocks:
             documents = documents.append_column(name, column)
         now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", tz="UTC"))
         documents = documents.append_column("created_timestamp", pa.repeat(now, documents.num_rows))
-        metrics = block.metrics | {"padded_tokens": float(encoded.padded_tokens), "encode_seconds": encoded.seconds}
+        metrics = block.metrics | {
+            "padded_tokens": float(encoded.padded_tokens),
+            "encode_seconds": encoded.seconds,
+            "emulated_compute": float(self.encoder.emulates),
+        }
         return replace(block, documents=documents, metrics=metrics)
 
 

@@ -1,5 +1,6 @@
 """The Ray Data pipeline itself: Shards in, receipts out, four stages that overlap."""
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -9,6 +10,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from pipeline import errors
 from pipeline.errors import PipelineError
 from pipeline.execution.cluster import Shares
 from pipeline.execution.stages import EncodeBlocks, StageSettings, read_blocks, tokenize_blocks, write_blocks
@@ -67,4 +69,11 @@ def told_by_stage(error: BaseException) -> PipelineError:
     own = [kind for kind in type(cause).__mro__ if kind.__module__ == PipelineError.__module__]
     if own:
         return cast(PipelineError, own[0](*cause.args))
-    return PipelineError(f"a stage failed: {type(cause).__name__}: {cause}")
+    return _told_by_text(str(error)) or PipelineError(f"a stage failed: {type(cause).__name__}: {cause}")
+
+
+def _told_by_text(text: str) -> PipelineError | None:
+    """Return the PipelineError that a dying actor has left behind only in the text of Ray's message."""
+    found = re.findall(rf"{PipelineError.__module__}\.(\w+): (.+)", text)
+    kind = getattr(errors, found[-1][0], PipelineError) if found else None
+    return cast(PipelineError, kind(found[-1][1])) if kind else None
