@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError
 COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
     "status": "show what is published in an output",
+    "verify": "read a published snapshot whole and compare it with what it says of itself",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
 MODULES = {"demo": "jobs.demo.command"}
@@ -72,7 +73,7 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value of it")
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
-    if name == "status":
+    if name in ("status", "verify"):
         command.add_argument("output", help="address of an output, or the config that names it")
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value of it")
     if name == "demo":

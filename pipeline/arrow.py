@@ -1,5 +1,6 @@
 """Views of Arrow columns as numpy arrays and bytes, without a Python object per row."""
 
+import hashlib
 from typing import cast
 
 import numpy as np
@@ -54,3 +55,15 @@ def vectors_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.generic]:
     array = one_array(column)
     width = cast(int, array.type.list_size)
     return cast("NDArray[np.generic]", array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
+
+
+def hash_strings(strings: pa.Array) -> pa.Array:
+    """Return 128 bits of SHA-256 per string, as N × fixed_size_binary(16).
+
+    Args:
+        strings: N strings without nulls.
+    """
+    content, offsets_N1 = utf8_view(strings)
+    sha256, ends = hashlib.sha256, offsets_N1.data
+    digests = b"".join(sha256(content[ends[row] : ends[row + 1]]).digest()[:16] for row in range(len(strings)))
+    return fixed_size_binary(np.frombuffer(digests, np.uint8).reshape(-1, 16))

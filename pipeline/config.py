@@ -126,6 +126,8 @@ class Runtime(Section):
     """Padded tokens per forward pass: rows times the longest row. Lower it when a device runs out of memory."""
     ray_address: str | None = None
     """Address of a cluster; null = the cluster this process runs in, else this machine alone."""
+    stall_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """A run in which no Block is finished for so long ends with an error that names what it waits for."""
     max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of the rows read that may go to quarantine; above it the run fails and publishes nothing."""
 

@@ -127,6 +127,8 @@ class Part:
     rows: int
     size_bytes: int
     etag: str
+    file_hash: str
+    """128 bits of SHA-256 over the file, by which a changed byte is found."""
     content_hash: str
     """Of the rows without their vectors: equal for two writers of the same Block, whatever the device."""
 

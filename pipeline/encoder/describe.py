@@ -43,7 +43,10 @@ def describe_model(
         child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
         if child.returncode or not cache_file.is_file():
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-            raise EncoderError(last.removeprefix("pipeline.errors.EncoderError: "))
+            own = "pipeline.errors.EncoderError: "
+            raise EncoderError(
+                last.removeprefix(own) if last.startswith(own) else f"{folder}: cannot be loaded as a model: {last}"
+            )
     return ModelDescription(**json.loads(cache_file.read_text(encoding="utf-8")))
 
 

@@ -41,7 +41,8 @@ def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled
             model_kwargs=weights,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise EncoderError(f"{folder}: cannot be loaded as a sentence-transformers model: {error}") from error
+        why = " ".join(str(error).split())  # one line: the last one of a child's stderr is all that its parent sees
+        raise EncoderError(f"{folder}: cannot be loaded as a sentence-transformers model: {why}") from error
     for module in list(model)[1:]:
         module.float()
     return model.eval()

@@ -74,6 +74,7 @@ def configure_data() -> None:
     """Set up Ray Data for rows that are whole Blocks."""
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # one of our Blocks per Ray block: no coalescing, every Block streams on at once
+    context.execution_no_progress_timeout_s = -1  # runtime.stall_minutes is ours to watch, and names what stood still
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False

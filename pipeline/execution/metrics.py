@@ -17,6 +17,8 @@ EMULATED = (
     "is faster here (and makes other vectors: everything is embedded anew)"
 )
 
+OUT_OF_MEMORY = "a device ran out of memory at the batch_tokens of the config"
+
 
 @dataclass(slots=True)
 class RunReport:
@@ -101,6 +103,9 @@ class RunReport:
             self.stage_seconds[stage] += metrics.get(f"{stage}_seconds", 0.0)
         if metrics.get("emulated_compute") and EMULATED not in self.warnings:
             self.warnings.append(EMULATED)
+        if safe := int(metrics.get("safe_batch_tokens", 0)):
+            self.warnings = [warning for warning in self.warnings if not warning.startswith(OUT_OF_MEMORY)]
+            self.warnings.append(f"{OUT_OF_MEMORY}; the run went on with {safe}: set runtime.batch_tokens to that")
         for bucket in range(len(self.token_histogram)):
             self.token_histogram[bucket] += int(metrics.get(f"tokens_bucket_{bucket}", 0))
 

@@ -68,6 +68,7 @@ def make_plan(config: JobConfig, store: Store) -> Plan:
         EncoderError: there is no such model.
         StorageError: the output cannot be read.
     """
+    store.check_reachable()
     parent = load_snapshot(store)
     files = list_source(config.source.uri, config.source.format)
     model = resolve_model(config.recipe)

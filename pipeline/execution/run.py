@@ -1,6 +1,7 @@
 """A run, from plan to publish: stream Blocks through Ray, journal what is written, prove, publish, report."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -136,8 +137,9 @@ def _encode_missing(
     watch: Watcher,
 ) -> list[BlockReceipt]:
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
     from pipeline.execution.cluster import configure_data, divide, start_ray, stop_ray
-    from pipeline.execution.streaming import stream_blocks
+    from pipeline.execution.streaming import stream_blocks, watched
 
     watch(Progress("starting Ray"))
     starting = time.perf_counter()
@@ -150,7 +152,7 @@ def _encode_missing(
         settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
         todo = [(shard, plan.done_blocks(shard.shard_id)) for shard in plan.embed]
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
-        blocks = stream_blocks(todo, settings, shares)
+        blocks = watched(stream_blocks(todo, settings, shares), plan.embed, config.runtime.stall_minutes * 60)
         return _follow(blocks, sizes, journal, report, watch, starting)
     finally:
         stop_ray()

@@ -15,9 +15,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline.arrow import one_array
-from pipeline.encoder.protocol import encode_packed, finish, to_stored
+from pipeline.arrow import hash_strings, one_array
+from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.vectors import finish, to_stored
 from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import ModelReference, open_encoder
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, TokenBatch
@@ -27,7 +29,7 @@ from pipeline.storage.parquet import PartName, publish_part
 from pipeline.storage.partitions import split_by_partition
 from pipeline.storage.readers import ReadColumns, read_shard
 from pipeline.text.chunking import chunk_texts
-from pipeline.text.tokenizer import Tokenizer, TokenizerSpec, hash_texts, load_tokenizer, with_prompt
+from pipeline.text.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer, with_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def tokenize_documents(documents: pa.Table, settings: StageSettings) -> pa.Table
     return (
         documents.append_column("tokens", pa.array(tokens.lengths_N, pa.int32()))
         .append_column("truncated", pa.array(truncated_N))
-        .append_column("text_hash", hash_texts(sent))
+        .append_column("text_hash", hash_strings(sent))
         .append_column(TOKEN_IDS, ids)
     )
 
@@ -118,7 +120,7 @@ class EncodeBlocks:
     """The encoder actor: holds the model and gives every Block its vectors."""
 
     def __init__(self, settings: StageSettings) -> None:
-        self.settings = settings
+        self.settings, self.batch_tokens = settings, settings.batch_tokens
         self.encoder = open_encoder(settings.model, settings.compute, settings.tokenizer.prompt, settings.threads)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -131,17 +133,14 @@ class EncodeBlocks:
         ids = one_array(documents[TOKEN_IDS])
         offsets_N1 = ids.offsets.to_numpy().astype(np.int64)
         tokens = TokenBatch(ids.values.to_numpy(), offsets_N1)
-        encoded = encode_packed(self.encoder, tokens, settings.batch_tokens)
+        encoded = encode_packed(self.encoder, tokens, self.batch_tokens)
+        self.batch_tokens = encoded.safe_batch_tokens or self.batch_tokens
         vectors_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
         documents = documents.drop_columns([TOKEN_IDS])
-        finite_N = np.isfinite(vectors_ND).all(axis=1)
-        if not finite_N.all():
-            positions = _positions(documents)
-            bad = pc.is_in(positions, value_set=positions.filter(pa.array(~finite_N)))
-            error = "the model gave NaN or an infinity"
-            block = _quarantined(shard, block, documents.filter(bad), Reason.NOT_FINITE, error)
-            good = pc.invert(bad)
-            documents, vectors_ND = documents.filter(good), vectors_ND[one_array(good).to_numpy(zero_copy_only=False)]
+        good_N = np.asarray(np.isfinite(vectors_ND).all(axis=1), np.bool_)
+        if not good_N.all():
+            block, good_N = _without_vectors(shard, block, documents, good_N, encoded.failures)
+            documents, vectors_ND = documents.filter(pa.array(good_N)), vectors_ND[good_N]
         names = ["embedding", "scale"] if settings.stored == "int8" else ["embedding"]
         for name, column in zip(names, to_stored(vectors_ND, settings.stored), strict=True):
             documents = documents.append_column(name, column)
@@ -151,8 +150,28 @@ class EncodeBlocks:
             "padded_tokens": float(encoded.padded_tokens),
             "encode_seconds": encoded.seconds,
             "emulated_compute": float(self.encoder.emulates),
+            "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
         }
         return replace(block, documents=documents, metrics=metrics)
+
+
+def _without_vectors(
+    shard: Shard, block: Block, documents: pa.Table, good_N: NDArray[np.bool_], failures: dict[int, str]
+) -> tuple[Block, NDArray[np.bool_]]:
+    """Quarantine the documents of which a row has no vector, all their chunks with them; return who is left."""
+    positions = _positions(documents)
+    failed = pa.array(sorted(failures), pa.int64())
+    raised = pc.is_in(positions, value_set=one_array(positions).take(failed))
+    bad = pc.is_in(positions, value_set=positions.filter(pa.array(~good_N)))
+    not_finite = pc.and_not(bad, raised)
+    names = ", ".join(sorted(set(failures.values())))
+    for rows, reason, error in (
+        (raised, Reason.ENCODE_FAILED, f"the forward pass raises even for this text alone: {names}"),
+        (not_finite, Reason.NOT_FINITE, "the model gave NaN or an infinity"),
+    ):
+        if pc.any(rows).as_py():
+            block = _quarantined(shard, block, documents.filter(rows), reason, error)
+    return block, np.logical_not(one_array(bad).to_numpy(zero_copy_only=False))
 
 
 def write_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:

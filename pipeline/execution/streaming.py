@@ -1,6 +1,8 @@
 """The Ray Data pipeline itself: Shards in, receipts out, four stages that overlap."""
 
+import queue
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -56,6 +58,48 @@ def stream_blocks(
                 yield BlockReceipt.from_json(orjson.loads(receipt))
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise told_by_stage(error) from error
+
+
+def watched(blocks: Iterator[BlockReceipt], shards: Sequence[Shard], stall_seconds: float) -> Iterator[BlockReceipt]:
+    """Pass receipts on, and end a run in which none has come for too long.
+
+    The stream is drawn in a thread, so that this one stays awake for signals and for the clock.
+
+    Args:
+        shards: all that are worked on; those without their last Block are named when nothing moves.
+        stall_seconds: longest wait for a receipt, the start of the encoders included.
+
+    Raises:
+        PipelineError: what the stream raises, or that it stands still.
+    """
+    arrivals: queue.Queue[BlockReceipt | BaseException | None] = queue.Queue()
+
+    def draw() -> None:
+        try:
+            for receipt in blocks:
+                arrivals.put(receipt)
+            arrivals.put(None)
+        except BaseException as error:  # noqa: BLE001  it is raised again in the thread that waits
+            arrivals.put(error)
+
+    threading.Thread(target=draw, name="blocks", daemon=True).start()
+    unfinished = {shard.shard_id: shard for shard in shards}
+    while True:
+        try:
+            arrival = arrivals.get(timeout=stall_seconds)
+        except queue.Empty:
+            uris = [span.file.uri for shard in unfinished.values() for span in shard.spans]
+            raise PipelineError(
+                f"no Block was finished for {stall_seconds / 60:g} minutes (runtime.stall_minutes); "
+                f"{len(unfinished)} Shards are waited for, the first of {', '.join(uris[:3])}; what was encoded is kept"
+            ) from None
+        if arrival is None:
+            return
+        if isinstance(arrival, BaseException):
+            raise arrival
+        if arrival.is_last:
+            unfinished.pop(arrival.shard_id, None)
+        yield arrival
 
 
 def told_by_stage(error: BaseException) -> PipelineError:

@@ -205,15 +205,23 @@ class Store:
         with told_as(StorageError, "delete", self.uri_of(key)), suppress(FileNotFoundError):
             patiently(lambda: self.filesystem.rm_file(f"{self.root}/{key}"))
 
+    def check_reachable(self) -> None:
+        """Ask the store one question, so that a wrong endpoint is told within seconds and not after all patience.
+
+        Raises:
+            StorageError: no answer, no such bucket, or no right to list.
+        """
+        with told_as(StorageError, "reach the output", self.uri):
+            check_endpoint(self.uri)
+
     def check_writable(self) -> None:
         """Write, fail to write again, and remove one key: the rights and the atomicity the protocol stands on.
 
         Raises:
             StorageError: not writable, or the store lets a second put-if-absent win.
         """
+        self.check_reachable()
         key = f"_meta/probe/{uuid.uuid4().hex}"
-        with told_as(StorageError, "write to the output", self.uri):
-            check_endpoint(self.uri)
         self.put_new(key, b"first")
         try:
             if self.put_new(key, b"second") is None:

@@ -119,7 +119,17 @@ def publish_part(store: Store, name: PartName, table: pa.Table, metadata: Mappin
     expected_bytes = len(content) if found is None else len(found)
     if stat is None or stat.size_bytes != expected_bytes:
         raise StorageError(f"{store.uri_of(name.key)}: written with {expected_bytes} bytes, found {stat}")
-    part = Part(name.kind, name.path, name.shard_id, name.block, table.num_rows, stat.size_bytes, stat.version, rows)
+    part = Part(
+        name.kind,
+        name.path,
+        name.shard_id,
+        name.block,
+        table.num_rows,
+        stat.size_bytes,
+        stat.version,
+        content_hash(content if found is None else found),
+        rows,
+    )
     return part if found is None else _adopt(part, found, own, store.uri_of(name.key))
 
 

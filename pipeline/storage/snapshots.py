@@ -29,6 +29,7 @@ PARTS = pa.schema(
         ("rows", pa.int64()),
         ("size_bytes", pa.int64()),
         ("etag", pa.string()),
+        ("file_hash", pa.string()),
         ("content_hash", pa.string()),
     ]
 )
@@ -194,6 +195,7 @@ def open_snapshot(uri: str, number: int | None = None) -> Snapshot:
         StorageError: nothing is published there, or not under this number.
     """
     store = Store(uri)
+    store.check_reachable()
     snapshot = load_snapshot(store, number)
     if snapshot is None:
         which = "no snapshot is" if number is None else f"snapshot {number} is not"

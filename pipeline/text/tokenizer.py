@@ -1,6 +1,5 @@
 """From a string column to flat token ids, exactly as the model's own tokenizer gives them; without torch."""
 
-import hashlib
 import itertools
 import os
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrow import fixed_size_binary, utf8_view
+from pipeline.arrow import utf8_view
 from pipeline.records import TokenBatch
 
 TEXTS_PER_CALL = 1024
@@ -103,18 +102,6 @@ def with_prompt(texts: pa.Array, prompt: str) -> pa.Array:
     import pyarrow.compute as pc
 
     return pc.binary_join_element_wise(pa.scalar(prompt), texts, "")
-
-
-def hash_texts(texts: pa.Array) -> pa.Array:
-    """Return 128 bits of SHA-256 per text, as N × fixed_size_binary(16).
-
-    Args:
-        texts: as sent to the model, no nulls.
-    """
-    content, offsets_N1 = utf8_view(texts)
-    sha256, ends = hashlib.sha256, memoryview(offsets_N1.data)
-    digests = b"".join(sha256(content[ends[i] : ends[i + 1]]).digest()[:16] for i in range(len(texts)))
-    return fixed_size_binary(np.frombuffer(digests, np.uint8).reshape(-1, 16))
 
 
 def _concatenated(pieces: list[NDArray[np.int32]]) -> NDArray[np.int32]:
