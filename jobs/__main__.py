@@ -28,6 +28,8 @@ exit codes:
 """
 INTERRUPTED = 130
 
+OVERRIDE_HELP = "change one value of the config, written as in YAML"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -35,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of the process.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parsed(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     for noisy in ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec"):
@@ -47,10 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        if error.report is not None and error.report.report_uri:
+            print(f"report: {error.report.report_uri}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was encoded is kept, run the same command to go on", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments; `section.key=value` may also stand behind an option, where argparse would not take it."""
+    parser = _parser()
+    options, behind = parser.parse_known_args(arguments)
+    strangers = [argument for argument in behind if argument.startswith("-") or "overrides" not in options]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if behind:
+        options.overrides = [*options.overrides, *behind]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name == "embed":
         command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value of it")
+        command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
     if name in ("status", "verify"):
-        command.add_argument("output", help="address of an output, or the config that names it")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value of it")
+        command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
+        command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name == "demo":
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")

@@ -46,7 +46,11 @@ def plan_text(plan: "PlanSummary") -> str:
         "to read": byte_size(plan["bytes_to_read"]),
         "snapshot": standing,
     }
-    return "\n".join([first if left else "nothing to do: every shard is done", *_aligned(lines)])
+    if not left:
+        first = (
+            "nothing to do" if plan["is_done"] else "nothing to embed; a new snapshot of old Parts is to be published"
+        )
+    return "\n".join([first, *_aligned(lines)])
 
 
 def _aligned(lines: dict[str, str]) -> list[str]:
@@ -60,7 +64,7 @@ def _outcome(report: "RunReport") -> str:
     if report.outcome == "failed":
         return f"{headline(report)}{after}: {report.error or 'no reason given'}"
     if report.outcome == "nothing_to_do" and report.snapshot is not None:
-        return f"{headline(report)}: snapshot {report.snapshot} stands{after}"
+        return f"{headline(report)}: snapshot {report.snapshot} stands, checked{after}"
     return headline(report) + after
 
 

@@ -47,14 +47,14 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _columns_do_not_collide(self) -> Self:
-        taken = sorted((RESERVED_COLUMNS & set(self.keep_columns)) | {c for c in self.keep_columns if c[:1] == "_"})
+        taken = sorted({c for c in self.keep_columns if c.casefold() in RESERVED_COLUMNS or c[:1] == "_"})
         if taken:
             raise ValueError(
                 f"keep_columns names {', '.join(taken)}, which the output uses itself (as it does all names that "
                 "begin with _); rename the column in the source or leave it out"
             )
-        if len(set(self.keep_columns)) < len(self.keep_columns):
-            raise ValueError("keep_columns names a column twice")
+        if len({column.casefold() for column in self.keep_columns}) < len(self.keep_columns):
+            raise ValueError("keep_columns names a column twice (many tools do not tell A from a)")
         return self
 
 
@@ -95,6 +95,8 @@ class Recipe(Section):
                 f"chunk_overlap_tokens is {self.chunk_overlap_tokens}; it must stay below half of max_tokens "
                 f"({self.max_tokens})"
             )
+        if self.long_text == "chunk" and self.model.startswith("hashing://"):
+            raise ValueError("long_text: chunk needs a model with a tokenizer, which hashing:// is not")
         if self.compute == "int8":
             raise ValueError("compute: int8 needs a calibrated engine, which this version does not have; use bfloat16")
         return self

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.demo.fetch import fetch_model, fetch_reviews
 from jobs.demo.local_s3 import LocalS3, local_s3
+from pipeline.storage.filesystem import Store
 
 _bucket_numbers = itertools.count(1)
 
@@ -43,3 +44,17 @@ def m3e_small() -> Path:
 def reviews() -> pa.Table:
     """The 17,410 distinct Chinese reviews: id, text, label."""
     return fetch_reviews()
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A fresh output: on disk, and in a bucket."""
+    if request.param == "local":
+        return Store(str(tmp_path / "out"))
+    return Store(f"s3://{request.getfixturevalue('bucket')}/out")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    """A fresh output on disk."""
+    return Store(str(tmp_path / "out"))

@@ -85,7 +85,7 @@ def test_heavy_packages_are_imported_in_their_own_room_only(package: str) -> Non
 def test_every_module_opens_with_one_sentence(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert docstring, f"{path} has no docstring"
-    assert docstring.split("\n\n")[0].rstrip().endswith("."), docstring
+    assert docstring.split("\n\n")[0].rstrip().endswith((".", "?")), docstring
 
 
 def loaded_after(program: str, *arguments: str) -> set[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.batching import PASS_TOKENS, pack_by_tokens, pad
 from pipeline.encoder.hashing import HashingEncoder
-from pipeline.encoder.protocol import encode_packed, take
+from pipeline.encoder.packed import encode_packed, take
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.records import TokenBatch
 

@@ -22,6 +22,7 @@ PLAN = PlanSummary(
     rows_are_exact=True,
     source_bytes=1_934_112,
     bytes_to_read=1_800_000,
+    is_done=False,
     snapshot=41,
 )
 
@@ -40,7 +41,7 @@ def test_a_summary_says_the_whole_run_in_at_most_ten_aligned_lines() -> None:
 def test_what_does_not_apply_is_left_out() -> None:
     text = summary_text(RunReport("nothing_to_do", "s3://features/reviews/", snapshot=41, seconds={"total": 2.1}))
     assert text.splitlines() == [
-        "Nothing to do: snapshot 41 stands in 2.1 s",
+        "Nothing to do: snapshot 41 stands, checked in 2.1 s",
         "  output      s3://features/reviews/",
     ]
 
@@ -78,7 +79,11 @@ def test_a_plan_admits_what_it_does_not_know() -> None:
 
 
 def test_a_plan_with_every_shard_done_is_nothing_to_do() -> None:
-    assert plan_text({**PLAN, "shards_done": 40}).startswith("nothing to do")
+    assert plan_text({**PLAN, "shards_done": 40, "is_done": True}).startswith("nothing to do")
+
+
+def test_a_plan_whose_blocks_are_all_written_but_not_published_says_so() -> None:
+    assert plan_text({**PLAN, "shards_done": 40}).startswith("nothing to embed; a new snapshot")
 
 
 @pytest.mark.parametrize(

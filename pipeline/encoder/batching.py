@@ -10,10 +10,11 @@ PASS_TOKENS = 64
 def pack_by_tokens(
     lengths_N: NDArray[np.int64], batch_tokens: int, pass_tokens: int = PASS_TOKENS
 ) -> list[NDArray[np.int64]]:
-    """Group rows into batches whose padded size stays within a token budget, at the least total cost.
+    """Group rows into batches whose padded size stays within a token budget, at little total cost.
 
     Rows are sorted by length; where one batch ends is chosen so that padding plus the fixed price of the passes is
-    least over all rows (a shortest path over the distinct lengths, so its own price does not grow with the rows).
+    least (a shortest path over the distinct lengths, so its own price does not grow with the rows; cuts between
+    equal lengths are not weighed).
     The longest rows come first: a device that is too small fails at once and not after hours.
 
     Args:

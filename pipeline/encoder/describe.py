@@ -40,7 +40,10 @@ def describe_model(
     if not cache_file.is_file():
         command = [sys.executable, "-m", "pipeline.encoder.describe", folder, str(cache_file)]
         command += [str(int(trust_remote_code)), str(int(allow_pickled_weights))]
-        child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
+        try:
+            child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise EncoderError(f"{folder}: the model was not loaded within {CHILD_SECONDS} seconds") from error
         if child.returncode or not cache_file.is_file():
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
             own = "pipeline.errors.EncoderError: "

@@ -66,8 +66,9 @@ def check_folder(folder: Path, trust_remote_code: bool, allow_pickled_weights: b
             f"{folder} brings code of its own ({', '.join(foreign)}); set recipe.trust_remote_code: true if you have "
             "read it"
         )
-    first = folder / modules[0].get("path", "")
-    if any(first.glob("*.bin")) and not any(first.glob("*.safetensors")) and not allow_pickled_weights:
+    places = [folder / module.get("path", "") for module in modules]
+    pickled = [place for place in places if any(place.glob("*.bin")) and not any(place.glob("*.safetensors"))]
+    if pickled and not allow_pickled_weights:
         raise EncoderError(
             f"{folder} has pickled weights only (.bin); convert them to safetensors, or set "
             "recipe.allow_pickled_weights: true (they are loaded with weights_only, so no code in them runs)"

@@ -1,8 +1,10 @@
 """What a run now would take, in numbers a person can judge before spending anything."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import BinaryIO, TypedDict
 
 from pipeline.config import JobConfig
@@ -13,8 +15,8 @@ from pipeline.storage.filesystem import open_source
 from pipeline.storage.readers import ReadColumns, parquet_row_groups, read_shard
 from pipeline.storage.snapshots import decode_schema
 
-FOOTERS, SAMPLES = 1000, 8
-"""Parquet files and line files looked at; the others are taken to hold as many rows per byte."""
+FOOTERS, SAMPLES = 1000, 16
+"""Parquet files, and line files of each compression, looked at; others are taken to hold as many rows per byte."""
 
 SAMPLE_BYTES, SAMPLE_ROWS = 8 * 2**20, 1000
 """How much of a line file is read, and in which steps."""
@@ -36,6 +38,8 @@ class PlanSummary(TypedDict):
     source_bytes: int
     bytes_to_read: int
     """Bytes of the Shards still to do."""
+    is_done: bool
+    """Whether the newest snapshot is already all that is wanted; else a run publishes one, be it of old Parts."""
     snapshot: int | None
     """The newest one published; a run would publish the next."""
 
@@ -51,6 +55,7 @@ def estimate(plan: Plan, config: JobConfig) -> PlanSummary:
         rows_are_exact=exact,
         source_bytes=plan.source_bytes,
         bytes_to_read=sum(shard.size_bytes for shard in plan.embed),
+        is_done=plan.is_done,
         snapshot=plan.parent.number if plan.parent else None,
     )
 
@@ -58,18 +63,26 @@ def estimate(plan: Plan, config: JobConfig) -> PlanSummary:
 def _rows(plan: Plan, config: JobConfig) -> tuple[int, bool]:
     if plan.is_done and plan.parent:
         return plan.parent.totals["rows_read"], True
-    parquet = [file for file in plan.files if file.format == "parquet"]
-    lines = [file for file in plan.files if file.format != "parquet"]
-    asked = _spread(parquet, FOOTERS)
-    with ThreadPoolExecutor(READERS) as pool:
-        footers = list(pool.map(lambda file: parquet_row_groups(file, open_source), asked))
-    rows = _scaled(parquet, asked, [sum(group[0] for group in groups) for groups in footers])
-    sampled = _spread(lines, SAMPLES)
     columns = _columns(plan, config)
-    seen = [_sample(file, columns) for file in sampled]
-    rows += _scaled(lines, sampled, [estimated for estimated, _ in seen])
-    exact = len(asked) == len(parquet) and len(sampled) == len(lines) and all(whole for _, whole in seen)
-    return rows, exact
+    kinds: dict[str, list[SourceFile]] = defaultdict(list)
+    for file in plan.files:
+        kinds["".join(PurePosixPath(file.uri).suffixes[-2:]) + file.format].append(file)
+    counts = [_rows_of_kind(files, columns) for files in kinds.values()]
+    return sum(rows for rows, _ in counts), all(exact for _, exact in counts)
+
+
+def _rows_of_kind(files: Sequence[SourceFile], columns: ReadColumns) -> tuple[int, bool]:
+    """Return the rows of files of one format and compression, and whether they are counted."""
+    if files[0].format == "parquet":
+        asked = _spread(files, FOOTERS)
+        with ThreadPoolExecutor(READERS) as pool:
+            footers = list(pool.map(lambda file: parquet_row_groups(file, open_source), asked))
+        counts = [(sum(group[0] for group in groups), True) for groups in footers]
+    else:
+        asked = _spread(files, SAMPLES)
+        counts = [_sample(file, columns) for file in asked]
+    rows = _scaled(files, asked, [rows for rows, _ in counts])
+    return rows, len(asked) == len(files) and all(exact for _, exact in counts)
 
 
 def _columns(plan: Plan, config: JobConfig) -> ReadColumns:

@@ -55,13 +55,14 @@ def resolve_model(recipe: Recipe) -> ModelReference:
         if path.is_dir() or address.startswith((".", "/", "~")) or address.count("/") != 1:
             return ModelReference("local", str(path.resolve()), local_folder_identity(path), *rights)
     except StorageError as error:
-        raise EncoderError(f"recipe.model: {error}") from error
+        hint = "" if "/" in address else " (a hub id looks like owner/name)"
+        raise EncoderError(f"recipe.model: {error}{hint}") from error
     return ModelReference("hub", address, f"{address}@{_hub_commit(address, recipe.revision)}", *rights)
 
 
 def _hub_commit(repository: str, revision: str | None) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return str(HfApi().model_info(repository, revision=revision, timeout=20).sha)
@@ -69,7 +70,7 @@ def _hub_commit(repository: str, revision: str | None) -> str:
         raise EncoderError(
             f"recipe.model: {repository} is no folder here and no repository on the hub that you may read"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  the hub's client raises what its HTTP library raises, which changes
         try:
             return Path(snapshot_download(repository, revision=revision, local_files_only=True)).name
         except (LocalEntryNotFoundError, OSError, ValueError):

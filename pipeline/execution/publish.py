@@ -32,13 +32,13 @@ def publish(
     claim: Claim,
     new: list[BlockReceipt],
     report: RunReport,
-    description: ModelDescription | None,
+    description: ModelDescription,
 ) -> None:
     """Prove that nothing is missing, bring the Parts together, and make them the next Snapshot.
 
     Args:
         new: receipts of the Blocks this run has written.
-        description: of the model; None when every Block is carried.
+        description: of the model.
 
     Raises:
         ReconciliationError: counts, files or the share of quarantined rows are not as they must be.
@@ -48,7 +48,7 @@ def publish(
     for one in carried:
         report.add_reused(one.receipt)
     shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)])
-    _check_quarantine(config, report)
+    _check_quarantine(config, report, store, plan.folder)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
     parts += _carry(config, plan, store, carried)
     _check_folders(plan, store, parts)
@@ -60,14 +60,14 @@ def publish(
     report.bytes_written = sum(part.size_bytes for receipt in new for part in receipt.parts)
 
 
-def _check_quarantine(config: JobConfig, report: RunReport) -> None:
+def _check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
     allowed = config.runtime.max_quarantined_fraction
     if report.rows_read and report.quarantined > allowed * report.rows_read:
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(report.reasons.items()))
         raise ReconciliationError(
             f"{report.quarantined} of {report.rows_read} rows went to quarantine ({reasons}), more than "
             f"runtime.max_quarantined_fraction {allowed:g} allows; nothing was published, what was encoded is kept. "
-            "Mend the source, or raise the limit."
+            f"They lie in {store.uri_of('quarantine/' + folder)}. Mend the source, or raise the limit."
         )
 
 
@@ -109,16 +109,12 @@ def _record(
     report: RunReport,
     driver: str,
     parts: list[tuple[str, Part]],
-    description: ModelDescription | None,
+    description: ModelDescription,
 ) -> SnapshotRecord:
-    if description is not None:
-        documents = decode_schema(plan.layout["document_schema"])
-        report.dimension = output_dimension(config, description)
-        folders = [documents.field(name) for name in config.output.partition_by]
-        schema = encode_schema(pa.schema([*output_schema(config, plan, description), *folders]))
-    else:
-        assert plan.parent is not None
-        schema, report.dimension = plan.parent.record.part_schema, plan.parent.record.dimension
+    documents = decode_schema(plan.layout["document_schema"])
+    report.dimension = output_dimension(config, description)
+    folders = [documents.field(name) for name in config.output.partition_by]
+    schema = encode_schema(pa.schema([*output_schema(config, plan, description), *folders]))
     embeddings = [part for _, part in parts if part.kind == "embeddings"]
     return SnapshotRecord(
         number=plan.number,

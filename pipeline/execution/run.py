@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.errors import PipelineError, SnapshotConflict
+from pipeline.errors import PipelineError, SnapshotConflict, StorageError
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
@@ -29,7 +30,7 @@ from pipeline.records import BlockReceipt
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, read_journal
-from pipeline.storage.snapshots import snapshot_numbers
+from pipeline.storage.snapshots import snapshot_numbers, write_hint
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +80,14 @@ def run(config: JobConfig, watch: Watcher) -> RunReport:
             _work(config, plan, store, report, watch)
     except PipelineError as error:
         report.outcome, report.error = "failed", str(error)
-        error.report = report
-        raise
-    finally:
         report.seconds["total"] = time.perf_counter() - started
-        if report.outcome != "nothing_to_do":
+        error.report = report
+        if not isinstance(error, SnapshotConflict | StorageError):  # the output is another's, or out of reach
             _save_report(store, report)
+        raise
+    report.seconds["total"] = time.perf_counter() - started
+    if report.outcome == "published":
+        _save_report(store, report)
     return report
 
 
@@ -96,10 +99,10 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         planned_at = _record_plan(store, plan)
         journal = Journal(store, plan.run_key, plan.folder, claim.driver, read_journal(store, plan.run_key).next_number)
-        description = describe(plan.model) if plan.embed else None
+        description = describe(plan.model)
+        output_dimension(config, description)
         receipts: list[BlockReceipt] = []
-        if description is not None:
-            output_dimension(config, description)
+        if plan.embed:
             receipts = _encode_missing(config, plan, description, planned_at, journal, report, watch)
         watch(Progress("publishing", report.rows_read, report.tokens, 1.0, report.quarantined))
         publishing = time.perf_counter()
@@ -252,12 +255,12 @@ def _report_standing(report: RunReport, plan: Plan) -> None:
     record = plan.parent.record
     report.outcome, report.snapshot, report.run_key = "nothing_to_do", record.number, record.run_key
     report.folder, report.dimension = plan.parent.folder, record.dimension
+    with suppress(StorageError):  # a driver may have died between the publish and the hint
+        write_hint(plan.parent.store, record)
 
 
 def _save_report(store: Store, report: RunReport) -> None:
     """Write the report beside the output; a report that cannot be written fails no run."""
-    if not report.run_key or report.outcome == "planned":
-        return
     report.report_uri = store.uri_of(f"reports/{report.run_key}.html")
     try:
         store.put(f"reports/{report.run_key}.html", render_html(report).encode())

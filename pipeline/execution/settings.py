@@ -13,6 +13,7 @@ from pipeline.execution.stages import StageSettings
 from pipeline.schemas import part_schema
 from pipeline.storage.readers import ReadColumns
 from pipeline.storage.snapshots import decode_schema
+from pipeline.text.chunking import chunk_window
 from pipeline.text.tokenizer import TokenizerSpec
 
 
@@ -31,10 +32,12 @@ def stage_settings(
     source, recipe = config.source, config.recipe
     documents = decode_schema(plan.layout["document_schema"])
     prompt = description.default_prompt if recipe.prompt is None else recipe.prompt
+    tokenizer = TokenizerSpec(min(recipe.max_tokens, description.max_tokens), prompt, description.tokenizer_json)
+    _check_room(config, tokenizer)
     return StageSettings(
         columns=ReadColumns(source.id_column, source.text_column, source.keep_columns, documents, source.empty_text),
         rows_per_part=config.output.rows_per_part,
-        tokenizer=TokenizerSpec(min(recipe.max_tokens, description.max_tokens), prompt, description.tokenizer_json),
+        tokenizer=tokenizer,
         chunk_overlap_tokens=recipe.chunk_overlap_tokens if recipe.long_text == "chunk" else None,
         model=plan.model,
         compute=recipe.compute,
@@ -54,6 +57,16 @@ def stage_settings(
         },
         event_time=planned_at,
     )
+
+
+def _check_room(config: JobConfig, tokenizer: TokenizerSpec) -> None:
+    if config.recipe.long_text == "chunk":
+        window, overlap = chunk_window(tokenizer), config.recipe.chunk_overlap_tokens
+        if window <= 2 * overlap or window < 1:
+            raise ConfigError(
+                f"recipe: of {tokenizer.max_tokens} tokens, prompt and special tokens leave {window} to a chunk, too few "
+                f"for an overlap of {overlap}; raise max_tokens, or shorten the prompt or the overlap"
+            )
 
 
 def recipe_facts(config: JobConfig, plan: Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,8 +49,9 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=BEAT_SECONDS)
-        if not self.is_lost():
-            self._write_beat(released=True)
+        with suppress(PipelineError):  # what ended the run is what must be told
+            if not self.is_lost():
+                self._write_beat(released=True)
 
     def is_lost(self) -> bool:
         """Whether another driver has taken a later epoch."""

@@ -132,6 +132,8 @@ def _sentence(error: BaseException, uri: str) -> str:
     code, name = s3_code(error), type(error).__name__
     if isinstance(error, ImportError):
         return f"this kind of store needs a package that is not installed: {error}"
+    if "Protocol not known" in str(error):
+        return f"no store is known by {uri.partition('://')[0]}://; s3://, gs://, file:// and plain paths are"
     if code in ("NoSuchBucket",) or (isinstance(error, FileNotFoundError) and "bucket" in str(error).lower()):
         return f"the bucket {_bucket(uri)} does not exist; check its name, or create it"
     if isinstance(error, PermissionError):

@@ -181,7 +181,13 @@ def load_snapshot(store: Store, number: int | None = None) -> Snapshot | None:
             return None
         number = numbers[-1]
     content = store.read(f"_meta/snapshots/{number:08d}.json")
-    return Snapshot(store, SnapshotRecord(**orjson.loads(content))) if content is not None else None
+    if content is None:
+        return None
+    try:
+        return Snapshot(store, SnapshotRecord(**orjson.loads(content)))
+    except (TypeError, ValueError) as error:
+        uri = store.uri_of(f"_meta/snapshots/{number:08d}.json")
+        raise StorageError(f"{uri} is damaged, or of another version of this pipeline: {error}") from error
 
 
 def open_snapshot(uri: str, number: int | None = None) -> Snapshot:
@@ -227,9 +233,16 @@ def publish_snapshot(
             f"snapshot {record.number} of {store.uri} was published by another run meanwhile; run again, what was "
             "encoded is kept"
         )
-    store.put("LATEST", f"{record.folder}\n".encode())
+    write_hint(store, record)
     published = load_snapshot(store, record.number)
     return cast(Snapshot, published)
+
+
+def write_hint(store: Store, record: SnapshotRecord) -> None:
+    """Let LATEST name the folder of this Snapshot, if it does not yet."""
+    hint = f"{record.folder}\n".encode()
+    if store.read("LATEST") != hint:
+        store.put("LATEST", hint)
 
 
 def encode_schema(schema: pa.Schema) -> str:

@@ -1,12 +1,16 @@
 """Long texts as several rows: windows over tokens, given back as character ranges of the text."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.text.tokenizer import TEXTS_PER_CALL, TokenizerSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +27,41 @@ class Chunks:
     """The M chunks themselves: `text[char_start:char_end]`."""
 
 
+def chunk_window(spec: TokenizerSpec) -> int:
+    """Return how many tokens of a text fit into one chunk, beside the prompt and the special tokens."""
+    return spec.max_tokens - len(_backend(spec).encode(spec.prompt).ids)
+
+
 def cut_windows(
-    char_starts_T: NDArray[np.int64], char_ends_T: NDArray[np.int64], length: int, window: int, overlap: int
+    char_starts_T: NDArray[np.int64], word_starts_W: NDArray[np.int64], length: int, window: int, overlap: int
 ) -> list[tuple[int, int]]:
     """Return the character ranges of windows of at most `window` tokens that together cover a whole text.
 
-    A window ends where a token ends, the next begins `overlap` tokens before; the first begins at 0 and the last
-    ends at `length`, so that no character is lost between or around tokens.
+    Windows begin and end where words do, so that a chunk has the tokens it had within its text; only a word that
+    is longer than a window is cut. The first begins at character 0, every other where a token begins, and each ends
+    where the first token after it begins (the last at `length`), so that no character is lost around tokens.
 
     Args:
         char_starts_T: where each token begins in the text, ascending.
-        char_ends_T: where it ends.
+        word_starts_W: the tokens that begin a word, ascending, the first is 0.
         length: characters of the text.
-        window: tokens per chunk, special tokens left out, above `overlap`.
-        overlap: tokens a chunk repeats of the one before.
+        window: tokens per chunk, special tokens left out.
+        overlap: tokens a chunk repeats of the one before, at most; below `window`.
     """
-    if len(char_starts_T) <= window:
-        return [(0, length)]
-    firsts = range(0, len(char_starts_T) - overlap, window - overlap)
-    starts = [0 if first == 0 else int(char_starts_T[first]) for first in firsts]
-    lasts = [min(first + window, len(char_ends_T)) for first in firsts]
-    ends = [length if last == len(char_ends_T) else int(char_starts_T[last]) for last in lasts]
-    return list(zip(starts, ends, strict=True))
+    tokens = len(char_starts_T)
+    spans, first = [], 0
+    while True:
+        end = min(first + window, tokens)
+        if end < tokens:
+            whole_words = int(word_starts_W[np.searchsorted(word_starts_W, end, "right") - 1])
+            end = whole_words if whole_words > first else end
+        start = 0 if first == 0 else int(char_starts_T[first])
+        spans.append((start, length if end >= tokens else int(char_starts_T[end])))
+        if end >= tokens:
+            return spans
+        after = np.searchsorted(word_starts_W, max(end - overlap, first + 1))
+        begin = int(word_starts_W[after]) if after < len(word_starts_W) else end
+        first = min(begin, end)
 
 
 def chunk_texts(texts: pa.Array, spec: TokenizerSpec, overlap_tokens: int) -> Chunks:
@@ -53,25 +70,19 @@ def chunk_texts(texts: pa.Array, spec: TokenizerSpec, overlap_tokens: int) -> Ch
     Args:
         texts: N strings without the prompt.
         spec: whose tokenizer and limit decide; the prompt's tokens and the special tokens count against it.
-        overlap_tokens: tokens a chunk repeats of the one before.
+        overlap_tokens: tokens a chunk repeats of the one before, at most.
     """
-    from tokenizers import Tokenizer as Backend
-
-    if spec.tokenizer_json is None:
-        raise ValueError("chunking needs a model with a tokenizer")
-    backend = Backend.from_str(spec.tokenizer_json)
-    backend.no_padding()
-    backend.no_truncation()
-    window = spec.max_tokens - len(backend.encode(spec.prompt).ids)
+    backend, window = _backend(spec), chunk_window(spec)
     documents, numbers, starts, ends, pieces = [], [], [], [], []
     for first in range(0, len(texts), TEXTS_PER_CALL):
         batch = texts[first : first + TEXTS_PER_CALL].to_pylist()
-        for row, (text, encoding) in enumerate(
-            zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True), start=first
-        ):
-            spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        encodings = backend.encode_batch(batch, add_special_tokens=False)
+        for row, (text, encoding) in enumerate(zip(batch, encodings, strict=True), start=first):
+            char_starts_T = np.array([start for start, _ in encoding.offsets], np.int64)
+            words_T = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+            word_starts_W = np.flatnonzero(np.diff(words_T, prepend=-2))
             for number, (start, end) in enumerate(
-                cut_windows(spans[:, 0], spans[:, 1], len(text), window, overlap_tokens)
+                cut_windows(char_starts_T, word_starts_W, len(text), window, overlap_tokens)
             ):
                 documents.append(row)
                 numbers.append(number)
@@ -85,3 +96,14 @@ def chunk_texts(texts: pa.Array, spec: TokenizerSpec, overlap_tokens: int) -> Ch
         np.array(ends, np.int32),
         pa.array(pieces, pa.string()),
     )
+
+
+def _backend(spec: TokenizerSpec) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    if spec.tokenizer_json is None:
+        raise ValueError("chunking needs a model with a tokenizer")
+    backend = Tokenizer.from_str(spec.tokenizer_json)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend

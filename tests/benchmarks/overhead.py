@@ -66,7 +66,7 @@ def _encode_in_a_child(model: Path, rows: int) -> float:
 def encode_alone(model: Path, texts: pa.Array) -> float:
     """Return the seconds our encoder takes for the texts in this process: tokens in, vectors out, model loaded."""
     from pipeline.encoder.describe import describe_model
-    from pipeline.encoder.protocol import encode_packed
+    from pipeline.encoder.packed import encode_packed
     from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
     from pipeline.storage.folder_cache import cache_root, local_folder_identity
     from pipeline.text.tokenizer import TokenizerSpec, load_tokenizer

@@ -1,0 +1,95 @@
+"""The parts of README.md that come from the code; `python -m tests.readme` writes them anew."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.config import JobConfig
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+LEAST: dict[str, Any] = {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
+SENTENCE_WIDTH = 95
+"""Longest line about a file; a longer sentence ends at the last comma or colon before."""
+
+
+def config_table() -> str:
+    """Return one table row per config field: key, default, what the models say of it."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for section, holder in JobConfig.model_fields.items():
+        assert isinstance(holder.annotation, type)
+        assert issubclass(holder.annotation, BaseModel)
+        for key, field in holder.annotation.model_fields.items():
+            choices = " · ".join(f"`{choice}`" for choice in _choices(section, key, field))
+            meaning = " ".join(filter(None, [f"{choices}:" if choices else "", field.description or ""]))
+            rows.append(f"| `{section}.{key}` | {_default(field)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def code_tree() -> str:
+    """Return one line per Python file of the product: its name and the first sentence of its docstring."""
+    lines = [line for folder in ("pipeline", "jobs") for line in _folder_lines(ROOT / folder, 0)]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def with_generated_parts(readme: str) -> str:
+    """Return the README with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` made anew."""
+    for name, text in {"config table": config_table(), "code tree": code_tree()}.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        assert len(pattern.findall(readme)) == 1, f"README.md must hold {begin} and {end} once"
+        readme = pattern.sub(lambda _, whole=f"{begin}\n{text}\n{end}": whole, readme)  # type: ignore[misc]
+    return readme
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    words = {None: "null", True: "true", False: "false"}
+    return f"`{words[value] if value is None or isinstance(value, bool) else value}`"
+
+
+def _choices(section: str, key: str, field: FieldInfo) -> list[str]:
+    """Return the values a field can have if they are words, without those that this version refuses."""
+    if get_origin(field.annotation) is not Literal:
+        return []
+    return [value for value in get_args(field.annotation) if _is_accepted(section, key, value)]
+
+
+def _is_accepted(section: str, key: str, value: str) -> bool:
+    values = {name: dict(fields) for name, fields in LEAST.items()}
+    values.setdefault(section, {})[key] = value
+    try:
+        JobConfig.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+def _folder_lines(folder: Path, depth: int) -> Iterator[str]:
+    yield _line(f"{'  ' * depth}{folder.name}/", folder / "__init__.py")
+    entries = sorted(path for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__"))
+    for path in entries:
+        if path.suffix == ".py":
+            yield _line(f"{'  ' * (depth + 1)}{path.name}", path)
+    for path in entries:
+        if path.is_dir() and (path / "__init__.py").is_file():
+            yield from _folder_lines(path, depth + 1)
+
+
+def _line(name: str, path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    sentence = re.split(r"\n|\. |; ", docstring, maxsplit=1)[0].rstrip(".").replace("`", "")
+    while len(sentence) > SENTENCE_WIDTH and re.search("[,:] ", sentence):
+        sentence = re.split("[,:] (?!.*[,:] )", sentence)[0]
+    return f"{name:<28} {sentence}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_generated_parts(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,62 @@
+"""The README says what is there: every config key, every file of the code, no more and no less."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.config_file import valid_keys
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README yet")
+
+
+def test_the_table_of_the_config_lists_every_key_and_no_other() -> None:
+    rows = re.findall(
+        r"^\| *`((?:source|recipe|output|runtime)\.\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert rows == valid_keys()
+
+
+def test_the_tree_of_the_code_lists_every_file_and_no_other() -> None:
+    assert sorted(tree_paths(README.read_text(encoding="utf-8"))) == sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder in ("pipeline", "jobs")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    )
+
+
+def tree_paths(text: str) -> list[str]:
+    """Return the Python files of every tree in a code block: a folder ends with `/`, its content is indented."""
+    found: list[str] = []
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        folders: list[tuple[int, str]] = []
+        for line in block.splitlines():
+            match = re.match(r"([\s│├└─]*)([\w.-]+/?)(?=\s|$)", line)
+            if not match:
+                continue
+            depth, name = len(match[1]), match[2]
+            folders = [folder for folder in folders if folder[0] < depth]
+            if name.endswith("/"):
+                folders.append((depth, name))
+            elif name.endswith(".py") and folders and folders[0][1] in ("pipeline/", "jobs/"):
+                found += ["".join(folder for _, folder in folders) + name] if name != "__init__.py" else []
+    return found
+
+
+def test_a_tree_is_read_as_it_is_drawn() -> None:
+    drawn = [
+        "pipeline/      the library",
+        "├── a.py  words",
+        "└── text/",
+        "    └── b.py",
+        "jobs/",
+        "  c.py",
+        "tests/",
+        "  d.py",
+    ]
+    text = "\n".join(["```", *drawn, "```", ""])
+    assert tree_paths(text) == ["pipeline/a.py", "pipeline/text/b.py", "jobs/c.py"]

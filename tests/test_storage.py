@@ -1,0 +1,228 @@
+"""The commit protocol, on a local folder and on S3: one winner, everything whole, nothing twice."""
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import SnapshotConflict, SourceError, StorageError
+from pipeline.records import BlockReceipt, Part, SourceFile
+from pipeline.schemas import embedding_fields
+from pipeline.storage.filesystem import Store, open_source, stat_of
+from pipeline.storage.journal import Journal, read_journal
+from pipeline.storage.parquet import PartName, publish_part, read_metadata
+from pipeline.storage.snapshots import (
+    SnapshotRecord,
+    encode_schema,
+    load_snapshot,
+    open_snapshot,
+    publish_snapshot,
+    snapshot_numbers,
+)
+
+NAME = PartName("embeddings", "00000001-run", "", "shard", 0)
+METADATA = {"fingerprint": "f" * 32}
+SCHEMA = pa.schema([("id", pa.string()), ("text_hash", pa.binary(2)), *embedding_fields(2, "float32")])
+
+
+def rows(ids: str = "ab", vector: float = 1.0) -> pa.Table:
+    """Return one row per letter; every number of its vector is the same."""
+    hashes = [letter.encode() * 2 for letter in ids]
+    return pa.table([list(ids), hashes, [[vector, vector]] * len(ids)], schema=SCHEMA)
+
+
+def receipt(block: int = 0, parts: tuple[Part, ...] = ()) -> BlockReceipt:
+    return BlockReceipt("shard", block, True, 2, 2, 0, parts, {"tokens": 3.0}, {})
+
+
+def record(number: int = 1, run_key: str = "run") -> SnapshotRecord:
+    schema = encode_schema(SCHEMA)
+    layout: dict[str, Any] = {"partition_by": []}
+    folder = f"{number:08d}-{run_key}"
+    return SnapshotRecord(
+        number, None, run_key, folder, "f", {"model": "m"}, layout, {"rows": 2}, 2, schema, schema, "now", "0", "me"
+    )
+
+
+def test_only_the_first_of_many_writers_of_a_key_wins(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: store.put_new("a/key", b"%d" % n), range(8)))
+    winner = found.index(None)
+    assert store.read("a/key") == b"%d" % winner
+    assert [answer for answer in found if answer is not None] == [b"%d" % winner] * 7
+
+
+def test_a_writer_adopts_its_own_write_whose_answer_was_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, attempts = store._create, itertools.count()
+
+    def lose_the_first_answer(path: str, content: bytes) -> None:
+        attempt = next(attempts)
+        create(path, content)
+        if attempt == 0:
+            raise ConnectionResetError("the answer was lost")
+
+    monkeypatch.setattr(store, "_create", lose_the_first_answer)
+    assert store.put_new("key", b"mine") is None
+    assert next(attempts) == 2
+    assert store.put_new("key", b"another's") == b"mine"
+
+
+def test_a_writer_that_fails_leaves_nothing_under_the_name(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        local.put_new("key", b"content")
+    assert local.read("key") is None
+    assert list(Path(local.root).rglob("*.*")) == []
+
+
+def test_what_is_listed_is_what_was_written(store: Store) -> None:
+    store.put_new("a/one", b"1")
+    store.put_new("a/b/two", b"22")
+    store.put_new("c/three", b"333")
+    found = store.files("a")
+    assert {key: stat.size_bytes for key, stat in found.items()} == {"a/one": 1, "a/b/two": 2}
+    assert found["a/one"] == store.stat("a/one")
+    assert (store.folders("a"), store.folders("nowhere"), store.files("nowhere")) == (["b"], [], {})
+    store.delete("a/one")
+    store.delete("a/one")
+    assert (store.read("a/one"), store.stat("a/one")) == (None, None)
+
+
+def test_a_copy_holds_the_same_bytes_and_may_be_made_twice(store: Store) -> None:
+    store.put_new("from", b"content")
+    assert store.copy("from", "to/there") == store.copy("from", "to/there") == store.stat("to/there")
+    assert store.read("to/there") == b"content"
+
+
+def test_a_local_copy_is_a_hard_link(local: Store) -> None:
+    local.put_new("from", b"content")
+    local.copy("from", "to")
+    assert Path(local.root, "from").samefile(Path(local.root, "to"))
+
+
+def test_a_store_is_probed_before_it_is_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.check_writable()
+    assert store.files("_meta/probe") == {}
+    monkeypatch.setattr(store, "_create", lambda path, content: store.filesystem.pipe_file(path, content))
+    with pytest.raises(StorageError, match="does not enforce put-if-absent"):
+        store.check_writable()
+
+
+def test_a_source_is_read_at_its_planned_version_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"one")
+    store = Store(str(tmp_path))
+    stat = stat_of(store.filesystem.info(str(path)))
+    file = SourceFile(str(path), stat.version, 3, "jsonl")
+    with open_source(file) as stream:
+        assert stream.read() == b"one"
+    path.write_bytes(b"two!")
+    with pytest.raises(SourceError, match="changed between plan and read"), open_source(file):
+        pass
+
+
+def test_a_second_attempt_adopts_the_part_of_the_first_though_its_vectors_differ(store: Store) -> None:
+    first = publish_part(store, NAME, rows(vector=1.0), METADATA)
+    second = publish_part(store, NAME, rows(vector=1.0000001), METADATA)
+    assert second == first
+    assert (first.path, first.rows, first.shard_id, first.block) == ("shard-00000.parquet", 2, "shard", 0)
+    content = store.read(NAME.key)
+    assert content is not None
+    table = pq.read_table(pa.BufferReader(content))
+    assert table["embedding"].to_pylist() == [[1.0, 1.0]] * 2
+    assert read_metadata(table.schema.metadata)["content_hash"] == first.content_hash
+
+
+@pytest.mark.parametrize(
+    ("other", "metadata"),
+    [(rows("ac"), METADATA), (rows("a"), METADATA), (rows("ba"), METADATA), (rows(), {"fingerprint": "0"})],
+    ids=["another id", "fewer rows", "another order", "another recipe"],
+)
+def test_a_part_of_other_rows_is_never_adopted(local: Store, other: pa.Table, metadata: dict[str, Any]) -> None:
+    publish_part(local, NAME, rows(), METADATA)
+    with pytest.raises(StorageError, match="exists with other rows"):
+        publish_part(local, NAME, other, metadata)
+
+
+def test_something_that_is_no_parquet_file_is_never_adopted(local: Store) -> None:
+    local.put_new(NAME.key, b"PAR1 but cut off")
+    with pytest.raises(StorageError, match="no Parquet file"):
+        publish_part(local, NAME, rows(), METADATA)
+
+
+def test_a_flipped_bit_in_a_part_is_found_by_its_readers(local: Store) -> None:
+    publish_part(local, NAME, rows("abcdefgh" * 50), METADATA)
+    path = Path(local.root, NAME.key)
+    vectors = pq.read_metadata(path).row_group(0).column(2)
+    content = bytearray(path.read_bytes())
+    content[vectors.data_page_offset + vectors.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC checksum"):
+        pq.read_table(path, page_checksum_verification=True)
+
+
+def test_a_journal_is_read_back_in_order(store: Store) -> None:
+    journal = Journal(store, "run", "00000001-run", "driver", read_journal(store, "run").next_number)
+    part = publish_part(store, NAME, rows(), METADATA)
+    journal.append([receipt(0, (part,)), receipt(1)])
+    journal.append([receipt(2)])
+    found = read_journal(store, "run")
+    assert found.next_number == 2
+    assert found.receipts == [("00000001-run", receipt(0, (part,))), *(("00000001-run", receipt(n)) for n in (1, 2))]
+    assert read_journal(store, "another").receipts == []
+
+
+def test_a_driver_that_lost_the_journal_stops(store: Store) -> None:
+    old, new = (Journal(store, "run", "folder", driver, 0) for driver in ("old", "new"))
+    new.append([receipt(0)])
+    with pytest.raises(SnapshotConflict, match="taken over"):
+        old.append([receipt(0)])
+    assert [one.block for _, one in read_journal(store, "run").receipts] == [0]
+
+
+def test_a_snapshot_is_read_back_as_it_was_published(store: Store) -> None:
+    part = publish_part(store, NAME, rows(), METADATA)
+    shards = [{"shard_id": "shard", "sources": "[]", "blocks": 1, "rows_read": 2, "embedded": 2}]
+    shards[0] |= {"quarantined": 0, "reasons": "{}"}
+    publish_snapshot(store, record(), [("00000001-run", part)], shards)
+    found = open_snapshot(store.uri)
+    assert found.record == record()
+    assert found.parts.to_pylist()[0]["content_hash"] == part.content_hash
+    assert found.shards.to_pylist() == shards
+    assert found.to_table().equals(rows())
+    assert found.to_table(columns=["id"]).column_names == ["id"]
+    assert store.read("LATEST") == b"00000001-run\n"
+
+
+def test_the_second_publisher_of_a_number_loses_and_changes_nothing(store: Store) -> None:
+    part = publish_part(store, NAME, rows(), METADATA)
+    publish_snapshot(store, record(), [("00000001-run", part)], [])
+    with pytest.raises(SnapshotConflict, match="published by another run"):
+        publish_snapshot(store, record(run_key="late"), [], [])
+    found = open_snapshot(store.uri)
+    assert (found.record.run_key, found.parts.num_rows) == ("run", 1)
+    assert store.read("LATEST") == b"00000001-run\n"
+
+
+def test_the_newest_snapshot_is_the_one_that_is_opened(local: Store) -> None:
+    for number in (1, 2, 10):
+        publish_snapshot(local, replace(record(number), parent=number - 1), [], [])
+    assert snapshot_numbers(local) == [1, 2, 10]
+    assert open_snapshot(local.uri).number == 10
+    assert open_snapshot(local.uri, 2).number == 2
+    assert open_snapshot(local.uri).to_table().num_rows == 0
+
+
+def test_an_output_without_a_snapshot_says_so(store: Store) -> None:
+    assert load_snapshot(store) is None
+    with pytest.raises(StorageError, match="no snapshot is published there"):
+        open_snapshot(store.uri)
