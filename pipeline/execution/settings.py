@@ -64,8 +64,8 @@ def _check_room(config: JobConfig, tokenizer: TokenizerSpec) -> None:
         window, overlap = chunk_window(tokenizer), config.recipe.chunk_overlap_tokens
         if window <= 2 * overlap or window < 1:
             raise ConfigError(
-                f"recipe: of {tokenizer.max_tokens} tokens, prompt and special tokens leave {window} to a chunk, too few "
-                f"for an overlap of {overlap}; raise max_tokens, or shorten the prompt or the overlap"
+                f"recipe: of {tokenizer.max_tokens} tokens, prompt and special tokens leave {window} to a chunk, too "
+                f"few for an overlap of {overlap}; raise max_tokens, or shorten the prompt or the overlap"
             )
 
 
