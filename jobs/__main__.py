@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        if options.json:
+            print(_failure_json(error))
         if error.report is not None and error.report.report_uri:
             print(f"report: {error.report.report_uri}", file=sys.stderr)
         return error.exit_code
@@ -66,6 +69,15 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if behind:
         options.overrides = [*options.overrides, *behind]
     return options
+
+
+def _failure_json(error: PipelineError) -> str:
+    """Return what a failed command prints under --json: the report of the run, or if there was none, the error."""
+    if error.report is None:
+        return json.dumps({"outcome": "failed", "error": str(error)}, ensure_ascii=False)
+    from pipeline.execution.report import report_json
+
+    return report_json(error.report).decode()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from jobs.progress import Progress
 from jobs.summary import plan_text, print_summary
 from pipeline.config import JobConfig
 from pipeline.config_file import load_config
-from pipeline.errors import PipelineError
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,12 +44,7 @@ def embed(config: JobConfig, as_json: bool) -> int:
             if update.rows_done:
                 progress.update(update.rows_done, None, update.tokens_done, update.fraction_done, update.quarantined)
 
-        try:
-            report = execution.run(config, watch)
-        except PipelineError as error:
-            if as_json and error.report is not None:
-                sys.stdout.write(report_json(error.report).decode() + "\n")
-            raise
+        report = execution.run(config, watch)
     if as_json:
         sys.stdout.write(report_json(report).decode() + "\n")
     else:

@@ -64,7 +64,7 @@ def _outcome(report: "RunReport") -> str:
     if report.outcome == "failed":
         return f"{headline(report)}{after}: {report.error or 'no reason given'}"
     if report.outcome == "nothing_to_do" and report.snapshot is not None:
-        return f"{headline(report)}: snapshot {report.snapshot} stands, checked{after}"
+        return f"{headline(report)}: snapshot {report.snapshot} stands, compared{after}"
     return headline(report) + after
 
 

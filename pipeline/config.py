@@ -114,7 +114,7 @@ class Output(Section):
     carry: Literal["copy", "reference"] = "copy"
     """Unchanged Parts of the snapshot before are copied into the new folder, or only named by it."""
     keep_snapshots: Annotated[int, Field(ge=1)] = 7
-    """How many snapshots `expire` leaves; never fewer than the newest."""
+    """How many snapshots an expiry will leave; without effect in this version, which removes nothing."""
 
 
 class Runtime(Section):
@@ -127,7 +127,7 @@ class Runtime(Section):
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Padded tokens per forward pass: rows times the longest row. Lower it when a device runs out of memory."""
     ray_address: str | None = None
-    """Address of a cluster; null = the cluster this process runs in, else this machine alone."""
+    """Address of a cluster; null = that of $RAY_ADDRESS (set inside a submitted job), else this machine alone."""
     stall_minutes: Annotated[float, Field(gt=0)] = 30.0
     """A run in which no Block is finished for so long ends with an error that names what it waits for."""
     max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -52,6 +52,8 @@ class Span:
     row_groups: int | None = None
     rows: int | None = None
     """Rows by the file's own footer, where the plan has read it; None = unknown until read."""
+    stretch_bytes: int | None = None
+    """Bytes of these row groups; None = all of the file."""
 
     @property
     def position(self) -> str:
@@ -68,8 +70,8 @@ class Shard:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the files touched; a Parquet span counts by its share of row groups only if known."""
-        return sum(span.file.size_bytes for span in self.spans)
+        """Bytes of the source it stands for."""
+        return sum(span.file.size_bytes if span.stretch_bytes is None else span.stretch_bytes for span in self.spans)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -58,7 +58,9 @@ def on_another_machine(store: Store, driver: str = "them") -> None:
 
 
 def beat(store: Store, driver: str, number: int) -> None:
-    store.put("_meta/claims/00000001/heartbeat", orjson.dumps({"driver": driver, "beat": number, "released": False}))
+    store.put(
+        "_meta/claims/00000001/00000000.beat", orjson.dumps({"driver": driver, "beat": number, "released": False})
+    )
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_a_snapshot_is_read_back_as_it_was_published(store: Store) -> None:
     shards[0] |= {"quarantined": 0, "reasons": "{}"}
     publish_snapshot(store, record(), [("00000001-run", part)], shards)
     found = open_snapshot(store.uri)
-    assert found.record == record()
+    assert replace(found.record, tables={}) == record()
     assert found.parts.to_pylist()[0]["content_hash"] == part.content_hash
     assert found.shards.to_pylist() == shards
     assert found.to_table().equals(rows())

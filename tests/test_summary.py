@@ -41,7 +41,7 @@ def test_a_summary_says_the_whole_run_in_at_most_ten_aligned_lines() -> None:
 def test_what_does_not_apply_is_left_out() -> None:
     text = summary_text(RunReport("nothing_to_do", "s3://features/reviews/", snapshot=41, seconds={"total": 2.1}))
     assert text.splitlines() == [
-        "Nothing to do: snapshot 41 stands, checked in 2.1 s",
+        "Nothing to do: snapshot 41 stands, compared in 2.1 s",
         "  output      s3://features/reviews/",
     ]
 

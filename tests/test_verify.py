@@ -70,7 +70,7 @@ def swap(output: Path) -> None:
 
 @pytest.mark.parametrize(
     ("manipulate", "check"),
-    [(delete, "missing"), (truncate, "size"), (flip, "content"), (duplicate, "stray"), (swap, "content")],
+    [(delete, "missing"), (truncate, "size"), (flip, "content"), (duplicate, "stray"), (swap, "rows")],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_manipulation_is_found(output: Path, manipulate: Callable[[Path], None], check: str) -> None:

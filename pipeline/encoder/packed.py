@@ -26,7 +26,9 @@ class Encoded:
     """The vectors of many texts, and what they cost."""
 
     vectors_ND: NDArray[np.float32]
-    """Rows that failed hold NaN."""
+    """Rows without a vector hold NaN."""
+    done_N: NDArray[np.bool_]
+    """Rows that have a finite vector."""
     failures: dict[int, str] = field(default_factory=dict)
     """Row → name of the error that its forward pass raises even alone."""
     safe_batch_tokens: int | None = None
@@ -50,23 +52,27 @@ def encode_packed(encoder: Encoder, tokens: TokenBatch, batch_tokens: int) -> En
         EncoderError: every row failed: the model or its device is sick, not the texts.
     """
     started = time.perf_counter()
-    result = Encoded(np.full((len(tokens), encoder.dimension), np.nan, np.float32))
+    result = Encoded(np.empty((len(tokens), encoder.dimension), np.float32), np.zeros(len(tokens), np.bool_))
     lengths_N = tokens.lengths_N
-    pending = pack_by_tokens(lengths_N, batch_tokens)[::-1]
+    pending = pack_by_tokens(lengths_N, max(batch_tokens, int(lengths_N.max(initial=1))))[::-1]
     while pending:
         rows_B = pending.pop()
         try:
             vectors_BD = encoder.encode(take(tokens, rows_B))
         except Exception as error:  # noqa: BLE001  whatever a model raises must cost one row at most
+            if len(rows_B) == 1:
+                _check_health(encoder, tokens, result, type(error).__name__)
             pending = _after_fault(type(error).__name__, rows_B, pending, lengths_N, batch_tokens, result)
             continue
-        bad_B = ~np.isfinite(vectors_BD).all(axis=1)
-        if bad_B.any() and len(rows_B) > 1:
-            pending += [np.array([row]) for row in rows_B[bad_B]]
+        finite_B = np.isfinite(vectors_BD).all(axis=1)
+        if not finite_B.all() and len(rows_B) > 1:
+            pending += [np.array([row]) for row in rows_B[~finite_B]]
         result.vectors_ND[rows_B] = vectors_BD
+        result.done_N[rows_B] = finite_B
         result.padded_tokens += len(rows_B) * int(lengths_N[rows_B].max())
         result.batches += 1
-    if len(tokens) > FEW_ROWS and not np.isfinite(result.vectors_ND).all(axis=1).any():
+    result.vectors_ND[~result.done_N] = np.nan
+    if len(tokens) > FEW_ROWS and not result.done_N.any():
         how = ", ".join(sorted(set(result.failures.values()))) or "NaN or infinite vectors"
         raise EncoderError(
             f"all {len(tokens)} texts of a Block failed ({how}): the model or its device ({encoder.device}) is sick; "
@@ -74,6 +80,24 @@ def encode_packed(encoder: Encoder, tokens: TokenBatch, batch_tokens: int) -> En
         )
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _check_health(encoder: Encoder, tokens: TokenBatch, result: Encoded, error: str) -> None:
+    """Encode a text again that passed before: if it fails now, it is not the texts that are bad.
+
+    Raises:
+        EncoderError: the device does not recover; no text may be put aside on its word.
+    """
+    passed = np.flatnonzero(result.done_N)
+    if not len(passed):
+        return
+    try:
+        encoder.encode(take(tokens, passed[:1]))
+    except Exception as again:
+        raise EncoderError(
+            f"after a {error} the device ({encoder.device}) fails on texts it has encoded before "
+            f"({type(again).__name__}); it is sick, nothing of this Block was written"
+        ) from again
 
 
 def _after_fault(

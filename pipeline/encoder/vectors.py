@@ -13,7 +13,7 @@ def finish(vectors_ND: NDArray[np.float32], dimensions: int | None, normalize: b
     vectors = vectors_ND if dimensions is None else vectors_ND[:, :dimensions]
     if not normalize:
         return np.ascontiguousarray(vectors)
-    norms_N1 = np.linalg.norm(vectors.astype(np.float32, copy=False), axis=1, keepdims=True)
+    norms_N1 = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]  # without a temporary as large as they
     return np.asarray(vectors / np.maximum(norms_N1, np.float32(1e-12)), np.float32)
 
 

@@ -1,7 +1,9 @@
 """Which model a recipe means, by content and not by address, and how a node gets it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,22 +64,24 @@ def resolve_model(recipe: Recipe) -> ModelReference:
 
 def _hub_commit(repository: str, revision: str | None) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return str(HfApi().model_info(repository, revision=revision, timeout=20).sha)
+    except RevisionNotFoundError as error:
+        raise EncoderError(f"recipe.revision: {repository} has no revision {revision} on the hub") from error
     except RepositoryNotFoundError as error:
         raise EncoderError(
             f"recipe.model: {repository} is no folder here and no repository on the hub that you may read"
         ) from error
-    except Exception as error:  # noqa: BLE001  the hub's client raises what its HTTP library raises, which changes
-        try:
-            return Path(snapshot_download(repository, revision=revision, local_files_only=True)).name
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            raise EncoderError(
-                f"recipe.model: {repository} is no folder here, not in the local hub cache, and the hub does not "
-                f"answer ({type(error).__name__}); copy the model to a folder or bucket and name that"
-            ) from error
+    except Exception as error:
+        if revision is not None:  # without one, the newest in the cache could be an older model than yesterday's
+            with suppress(OSError, ValueError):
+                return Path(snapshot_download(repository, revision=revision, local_files_only=True)).name
+        raise EncoderError(
+            f"recipe.model: {repository} is no folder here and the hub does not answer ({type(error).__name__}); set "
+            "recipe.revision to a commit in the local hub cache, or copy the model to a folder or bucket and name that"
+        ) from error
 
 
 def local_folder(model: ModelReference) -> Path:
@@ -103,7 +107,7 @@ def describe(model: ModelReference) -> ModelDescription:
     """Return what planners and tokenising workers must know of the model; asked once per machine and model."""
     if model.kind == "hashing":
         return hashing_description(int(model.address.removeprefix(HASHING)))
-    name = fingerprint(["description-1", model.identity])
+    name = fingerprint(["description-1", model.identity, *map(version, ("sentence-transformers", "transformers"))])
     return describe_model(
         str(local_folder(model)),
         cache_root() / "descriptions" / f"{name}.json",

@@ -17,12 +17,17 @@ from pipeline.execution.reconcile import reconcile
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts
 from pipeline.records import BlockReceipt, Part
 from pipeline.storage.claim import Claim
-from pipeline.storage.filesystem import Store
+from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, publish_snapshot
 
 COPIERS = 32
 """Parts of the parent carried at once; each is one request that moves no bytes through this machine."""
+
+REFERENCES = (
+    "output.carry: reference left some Parts in the folders of older snapshots: read the whole through "
+    "pipeline.open_snapshot, not from the folder alone"
+)
 
 
 def publish(
@@ -47,7 +52,8 @@ def publish(
     carried = [one for blocks in plan.carried.values() for one in blocks]
     for one in carried:
         report.add_reused(one.receipt)
-    shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)])
+    chunked = config.recipe.long_text == "chunk"
+    shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)], chunked)
     _check_quarantine(config, report, store, plan.folder)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
     parts += _carry(config, plan, store, carried)
@@ -57,7 +63,8 @@ def publish(
     record = _record(config, plan, report, claim.driver, parts, description)
     publish_snapshot(store, record, parts, shards)
     report.snapshot = plan.number
-    report.bytes_written = sum(part.size_bytes for receipt in new for part in receipt.parts)
+    if any(folder != plan.folder for folder, _ in parts):
+        report.warnings.append(REFERENCES)
 
 
 def _check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
@@ -91,11 +98,13 @@ def _carry(config: JobConfig, plan: Plan, store: Store, carried: list[Carried]) 
 
 
 def _check_folders(plan: Plan, store: Store, parts: list[tuple[str, Part]]) -> None:
-    """Compare the folder with the Parts, both ways: what tools will read there is what was counted."""
-    expected = {part_key(p.kind, folder, p.path): p.size_bytes for folder, p in parts if folder == plan.folder}
-    found = store.files(f"snapshots/{plan.folder}") | store.files(f"quarantine/{plan.folder}")
+    """Compare the folders with the Parts: what tools will read there is what was counted."""
+    expected = {part_key(part.kind, folder, part.path): part.size_bytes for folder, part in parts}
+    found: dict[str, Stat] = {}
+    for folder in {plan.folder, *(folder for folder, _ in parts)}:
+        found |= store.files(f"snapshots/{folder}") | store.files(f"quarantine/{folder}")
     wrong = [key for key, size in expected.items() if key not in found or found[key].size_bytes != size]
-    strays = [key for key in found if key not in expected]
+    strays = [key for key in found if key not in expected and key.split("/")[1] == plan.folder]
     if wrong or strays:
         raise ReconciliationError(
             f"{store.uri}: {len(wrong)} Parts are missing or of another size, {len(strays)} files belong to nobody "

@@ -10,12 +10,13 @@ from pipeline.errors import ReconciliationError
 from pipeline.records import BlockReceipt, Shard
 
 
-def reconcile(wanted: Sequence[Shard], receipts: Iterable[BlockReceipt]) -> list[dict[str, Any]]:
+def reconcile(wanted: Sequence[Shard], receipts: Iterable[BlockReceipt], chunked: bool) -> list[dict[str, Any]]:
     """Check that the receipts stand for every Block of every wanted Shard, once, and that their counts add up.
 
     Args:
         wanted: the Shards of the plan.
         receipts: all Blocks, new and carried.
+        chunked: whether a row may have become several.
 
     Returns:
         One row of `snapshots.SHARDS` per Shard, in the order of the plan.
@@ -29,10 +30,10 @@ def reconcile(wanted: Sequence[Shard], receipts: Iterable[BlockReceipt]) -> list
     strangers = by_shard.keys() - {shard.shard_id for shard in wanted}
     if strangers:
         raise ReconciliationError(f"Shard {min(strangers)} was written but not planned; nothing was published")
-    return [_check_shard(shard, by_shard[shard.shard_id]) for shard in wanted]
+    return [_check_shard(shard, by_shard[shard.shard_id], chunked) for shard in wanted]
 
 
-def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt]) -> dict[str, Any]:
+def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) -> dict[str, Any]:
     blocks = sum(int(receipt.metrics.get("blocks", 1)) for receipt in receipts)
     last = [receipt.block for receipt in receipts if receipt.is_last]
     numbers = {receipt.block for receipt in receipts}
@@ -48,7 +49,9 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt]) -> dict[str, An
                 f"Block {receipt.block}: {receipt.rows_read} rows read, {receipt.embedded} embedded + "
                 f"{receipt.quarantined} quarantined",
             )
-        if rows["embeddings"] < receipt.embedded or rows["quarantine"] != receipt.quarantined:
+        vectors = rows["embeddings"]
+        off = vectors < receipt.embedded if chunked else vectors != receipt.embedded
+        if off or rows["quarantine"] != receipt.quarantined:
             raise _failure(
                 shard,
                 f"Block {receipt.block}: its Parts hold {rows['embeddings']} + {rows['quarantine']} rows, expected "

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +33,9 @@ from pipeline.storage.journal import Journal, read_journal
 from pipeline.storage.snapshots import snapshot_numbers, write_hint
 
 logger = logging.getLogger(__name__)
+
+FENCE_ATTEMPTS = 5
+"""How often a new owner of a run tries to get the next Journal entry before the old one does."""
 
 JOURNAL_SECONDS = 3.0
 """At most this much finished work is encoded again after a driver dies."""
@@ -98,7 +101,7 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         planned_at = _record_plan(store, plan)
-        journal = Journal(store, plan.run_key, plan.folder, claim.driver, read_journal(store, plan.run_key).next_number)
+        journal = _open_journal(store, plan, claim)
         description = describe(plan.model)
         output_dimension(config, description)
         receipts: list[BlockReceipt] = []
@@ -109,6 +112,25 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
         publish(config, plan, store, claim, receipts, report, description)
         report.seconds["publish"] = time.perf_counter() - publishing
     report.outcome = "published"
+
+
+def _open_journal(store: Store, plan: Plan, claim: Claim) -> Journal:
+    """Open the Journal with an empty entry: from it on, a driver that held the run before is fenced off.
+
+    Raises:
+        SnapshotConflict: that driver goes on writing, faster than it can be fenced.
+    """
+    for attempt in range(FENCE_ATTEMPTS):
+        number = read_journal(store, plan.run_key).next_number
+        journal = Journal(store, plan.run_key, plan.folder, claim.driver, number)
+        try:
+            journal.append([])
+        except SnapshotConflict:
+            if attempt == FENCE_ATTEMPTS - 1 or claim.is_lost():
+                raise
+        else:
+            break
+    return journal
 
 
 def _record_plan(store: Store, plan: Plan) -> pa.Scalar:
@@ -148,34 +170,43 @@ def _encode_missing(
     starting = time.perf_counter()
     start_ray(config.runtime)
     try:
-        _stop_on_sigterm()
         configure_data()
         shares = divide(config.runtime)
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
         todo = [(shard, plan.done_blocks(shard.shard_id)) for shard in plan.embed]
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
-        blocks = watched(stream_blocks(todo, settings, shares), plan.embed, config.runtime.stall_minutes * 60)
-        return _follow(blocks, sizes, journal, report, watch, starting)
+        blocks = watched(
+            stream_blocks(todo, settings, shares), plan.embed, config.runtime.stall_minutes * 60, JOURNAL_SECONDS
+        )
+        with _stopping_on_sigterm():
+            return _follow(blocks, sizes, journal, report, watch, starting)
     finally:
         stop_ray()
 
 
-def _stop_on_sigterm() -> None:
-    """Turn SIGTERM into an error, so that the Journal is written before the process ends.
+@contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an error while Blocks are encoded, so that the Journal is written before the process ends.
 
-    Installed after Ray has started, whose own handler would end the process at once.
+    Entered after Ray has started, whose own handler would end the process at once.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise PipelineError("stopped by SIGTERM; what was encoded is kept, run again to go on")
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _follow(
-    blocks: Iterator[BlockReceipt],
+    blocks: Iterator[BlockReceipt | None],
     sizes: dict[str, int],
     journal: Journal,
     report: RunReport,
@@ -195,18 +226,19 @@ def _follow(
     try:
         for receipt in blocks:
             now = time.perf_counter()
-            if not receipts:
-                report.seconds["start"] = max(0.0, now - starting - _first_seconds(receipt))
-                report.timeline.append((report.seconds["start"], 0, 0))
-            receipts.append(receipt)
-            report.add(receipt)
-            report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
-            before = done_bytes[receipt.shard_id]
-            done_bytes[receipt.shard_id] = _bytes_done(receipt, before, sizes[receipt.shard_id])
-            all_done_bytes += done_bytes[receipt.shard_id] - before
-            fraction = all_done_bytes / total_bytes
-            watch(Progress("encoding", report.rows_read, report.tokens, fraction, report.quarantined))
-            if now - last_entry >= JOURNAL_SECONDS:
+            if receipt is not None:
+                if not receipts:
+                    report.seconds["start"] = max(0.0, now - starting - _first_seconds(receipt))
+                    report.timeline.append((report.seconds["start"], 0, 0))
+                receipts.append(receipt)
+                report.add(receipt)
+                report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
+                before = done_bytes[receipt.shard_id]
+                done_bytes[receipt.shard_id] = _bytes_done(receipt, before, sizes[receipt.shard_id])
+                all_done_bytes += done_bytes[receipt.shard_id] - before
+                fraction = all_done_bytes / total_bytes
+                watch(Progress("encoding", report.rows_read, report.tokens, fraction, report.quarantined))
+            if receipts[journalled:] and now - last_entry >= JOURNAL_SECONDS:
                 journal.append(receipts[journalled:])
                 journalled, last_entry = len(receipts), now
     finally:

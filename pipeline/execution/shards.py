@@ -29,8 +29,8 @@ def cut_shards(
     """Cut files into Shards; the same files give the same Shards, whatever stands beside them.
 
     Giant Parquet files are cut by row groups; small files that follow each other are gathered until
-    they make about one Part. Where a group ends depends on the names in it (their hash), so that a new file changes
-    the group it falls into and no other.
+    they make about one Part. Where a group ends is drawn from the names in it (their hash), so that a new file changes
+    the groups up to the next such end, mostly its own, and no other.
 
     Args:
         files: sorted by URI.
@@ -69,7 +69,7 @@ def cut_shards(
 
 
 def _shard(spans: tuple[Span, ...], layout: dict[str, Any], recipe: str) -> Shard:
-    stretches = [[span.file.uri, span.file.version, span.position] for span in spans]
+    stretches = [[s.file.uri, s.file.version, s.file.format, s.position] for s in spans]
     return Shard(fingerprint([stretches, layout, recipe]), spans)
 
 
@@ -79,7 +79,7 @@ def _spans(file: SourceFile, row_groups: list[tuple[int, int]]) -> Iterator[Span
     for number, (group_rows, group_bytes) in enumerate(row_groups):
         rows, size = rows + group_rows, size + group_bytes
         if size >= SPLIT_BYTES // 2 or number == len(row_groups) - 1:
-            yield Span(file, first, number + 1 - first, rows)
+            yield Span(file, first, number + 1 - first, rows, size)
             first, rows, size = number + 1, 0, 0
 
 

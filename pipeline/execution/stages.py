@@ -7,9 +7,10 @@ of a stage is exactly one Block, whatever Ray would make of its size.
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -22,7 +23,7 @@ from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.vectors import finish, to_stored
 from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import ModelReference, open_encoder
-from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, TokenBatch
+from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
 from pipeline.schemas import BYTE_OFFSET, QUARANTINE, RAW_BYTES, ROW, SPAN, TEXT, TOKEN_IDS
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.parquet import PartName, publish_part
@@ -57,13 +58,38 @@ class StageSettings:
     """First run that saw the text, where the source has no time of its own."""
 
 
+class CountedOpener:
+    """Opens source files and counts the bytes that are read from them, for the progress bar."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+
+    @contextmanager
+    def __call__(self, file: SourceFile) -> Iterator[BinaryIO]:
+        with open_source(file) as stream:
+            read = stream.read
+
+            def counted(size: int = -1, /) -> bytes:
+                content = read(size)
+                self.bytes_read += len(content)
+                return content
+
+            stream.read = counted  # type: ignore[method-assign]
+            yield stream
+
+    def taken(self) -> float:
+        """Return the bytes read since this was last asked."""
+        count, self.bytes_read = self.bytes_read, 0
+        return float(count)
+
+
 def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
     """Read Shards, Block by Block; input: one row per Shard, its JSON and the Blocks that need no work."""
     for shard_json, done in zip(batch["shard"].to_pylist(), batch["done_blocks"].to_pylist(), strict=True):
         shard = Shard.from_json(orjson.loads(shard_json))
-        blocks = read_shard(shard, settings.columns, settings.rows_per_part, open_source, frozenset(done))
-        for block in blocks:
-            yield to_row(shard, block)
+        counted = CountedOpener()
+        for block in read_shard(shard, settings.columns, settings.rows_per_part, counted, frozenset(done)):
+            yield to_row(shard, replace(block, metrics=block.metrics | {"source_bytes": counted.taken()}))
 
 
 def tokenize_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
@@ -134,12 +160,12 @@ class EncodeBlocks:
         offsets_N1 = ids.offsets.to_numpy().astype(np.int64)
         tokens = TokenBatch(ids.values.to_numpy(), offsets_N1)
         encoded = encode_packed(self.encoder, tokens, self.batch_tokens)
-        self.batch_tokens = encoded.safe_batch_tokens or self.batch_tokens
+        if encoded.safe_batch_tokens:
+            self.batch_tokens = max(encoded.safe_batch_tokens, settings.tokenizer.max_tokens)
         vectors_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
         documents = documents.drop_columns([TOKEN_IDS])
-        good_N = np.asarray(np.isfinite(vectors_ND).all(axis=1), np.bool_)
-        if not good_N.all():
-            block, good_N = _without_vectors(shard, block, documents, good_N, encoded.failures)
+        if not encoded.done_N.all():
+            block, good_N = _without_vectors(shard, block, documents, encoded.done_N, encoded.failures)
             documents, vectors_ND = documents.filter(pa.array(good_N)), vectors_ND[good_N]
         names = ["embedding", "scale"] if settings.stored == "int8" else ["embedding"]
         for name, column in zip(names, to_stored(vectors_ND, settings.stored), strict=True):

@@ -3,6 +3,7 @@
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -60,14 +61,17 @@ def stream_blocks(
         raise told_by_stage(error) from error
 
 
-def watched(blocks: Iterator[BlockReceipt], shards: Sequence[Shard], stall_seconds: float) -> Iterator[BlockReceipt]:
-    """Pass receipts on, and end a run in which none has come for too long.
+def watched(
+    blocks: Iterator[BlockReceipt], shards: Sequence[Shard], stall_seconds: float, tick_seconds: float
+) -> Iterator[BlockReceipt | None]:
+    """Pass receipts on, a None at least every tick, and end a run in which no receipt has come for too long.
 
     The stream is drawn in a thread, so that this one stays awake for signals and for the clock.
 
     Args:
         shards: all that are worked on; those without their last Block are named when nothing moves.
         stall_seconds: longest wait for a receipt, the start of the encoders included.
+        tick_seconds: longest wait for anything.
 
     Raises:
         PipelineError: what the stream raises, or that it stands still.
@@ -84,15 +88,20 @@ def watched(blocks: Iterator[BlockReceipt], shards: Sequence[Shard], stall_secon
 
     threading.Thread(target=draw, name="blocks", daemon=True).start()
     unfinished = {shard.shard_id: shard for shard in shards}
+    last_arrival = time.monotonic()
     while True:
         try:
-            arrival = arrivals.get(timeout=stall_seconds)
+            arrival = arrivals.get(timeout=min(tick_seconds, stall_seconds))
         except queue.Empty:
+            if time.monotonic() - last_arrival < stall_seconds:
+                yield None
+                continue
             uris = [span.file.uri for shard in unfinished.values() for span in shard.spans]
             raise PipelineError(
                 f"no Block was finished for {stall_seconds / 60:g} minutes (runtime.stall_minutes); "
                 f"{len(unfinished)} Shards are waited for, the first of {', '.join(uris[:3])}; what was encoded is kept"
             ) from None
+        last_arrival = time.monotonic()
         if arrival is None:
             return
         if isinstance(arrival, BaseException):
@@ -113,7 +122,15 @@ def told_by_stage(error: BaseException) -> PipelineError:
     own = [kind for kind in type(cause).__mro__ if kind.__module__ == PipelineError.__module__]
     if own:
         return cast(PipelineError, own[0](*cause.args))
-    return _told_by_text(str(error)) or PipelineError(f"a stage failed: {type(cause).__name__}: {cause}")
+    return _told_by_text(str(error)) or PipelineError(
+        f"a stage failed with {type(cause).__name__} at {_place(str(error))}; this is a bug or a broken installation"
+    )
+
+
+def _place(text: str) -> str:
+    """Return the last line of our code in a traceback; the message itself may quote the data."""
+    found = re.findall(r'File ".*?((?:pipeline|jobs)/[\w/]+\.py)", line (\d+)', text)
+    return ":".join(found[-1]) if found else "a place unknown"
 
 
 def _told_by_text(text: str) -> PipelineError | None:

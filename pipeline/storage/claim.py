@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError, SnapshotConflict
 from pipeline.storage.filesystem import Store
 
 BEAT_SECONDS = 3.0
-PATIENCE_BEATS = 4
+PATIENCE_BEATS = 12
 """A driver on another machine counts as dead after this many beats without one; no clocks are compared."""
 
 
@@ -63,12 +63,12 @@ class Claim:
         if not epochs:
             return 0
         owner = orjson.loads(self.store.read(f"{self.folder}/{epochs[-1]:08d}.json") or b"{}")
-        if self._is_alive(owner):
+        if self._is_alive(owner, epochs[-1]):
             raise self._conflict(owner)
         return epochs[-1] + 1
 
-    def _is_alive(self, owner: dict[str, Any]) -> bool:
-        first = self._read_beat()
+    def _is_alive(self, owner: dict[str, Any], epoch: int) -> bool:
+        first = self._read_beat(epoch)
         if first.get("driver") == owner.get("driver") and first.get("released"):
             return False
         here = _process_identity()
@@ -77,18 +77,18 @@ class Claim:
         deadline = time.monotonic() + BEAT_SECONDS * PATIENCE_BEATS
         while time.monotonic() < deadline:
             time.sleep(BEAT_SECONDS / 2)
-            if self._read_beat() != first:
+            if self._read_beat(epoch) != first:
                 return True
         return False
 
-    def _read_beat(self) -> dict[str, Any]:
-        content = self.store.read(f"{self.folder}/heartbeat")
+    def _read_beat(self, epoch: int) -> dict[str, Any]:
+        content = self.store.read(f"{self.folder}/{epoch:08d}.beat")
         return dict(orjson.loads(content)) if content else {}
 
     def _write_beat(self, released: bool) -> None:
         self._beat += 1
         beat = {"driver": self.driver, "beat": self._beat, "released": released}
-        self.store.put(f"{self.folder}/heartbeat", orjson.dumps(beat))
+        self.store.put(f"{self.folder}/{self.epoch:08d}.beat", orjson.dumps(beat))
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):

@@ -113,7 +113,11 @@ def told_as(error_class: type[PipelineError], action: str, uri: str) -> Iterator
         yield
     except PipelineError:
         raise
-    except (OSError, ImportError, ValueError) as error:
+    except ValueError as error:
+        if "Protocol not known" not in str(error):
+            raise
+        raise error_class(f"cannot {action} {uri}: {_sentence(error, uri)}") from error
+    except (OSError, ImportError) as error:
         raise error_class(f"cannot {action} {uri}: {_sentence(error, uri)}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] in (

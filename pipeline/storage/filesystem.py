@@ -26,6 +26,9 @@ S3_OPTIONS: dict[str, Any] = {
 }
 """Client defaults die on a burst of five 503s and serve stale listings; these survive eight (2026-11)."""
 
+SINGLE_PUT_BYTES = 5 * 2**30
+"""S3's limit for one PUT; below it s3fs would cut from 100 MiB on, and the condition would hold for the last piece."""
+
 FIRST_CONTACT = {"retries": {"mode": "standard", "total_max_attempts": 3}, "connect_timeout": 3, "read_timeout": 15}
 """A wrong endpoint should be told within seconds, not after ten patient attempts."""
 
@@ -84,17 +87,18 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
     """
     with told_as(SourceError, "read", file.uri):
         filesystem, path = open_filesystem(file.uri)
-        _check_version(filesystem, path, file)
         # Parquet readers know what they want; reading ahead of them fetched everything twice (2026-11)
         cache = "none" if file.format == "parquet" else "readahead"
         with patiently(lambda: filesystem.open(path, "rb", cache_type=cache)) as stream:
+            details = getattr(stream, "details", None)  # of the object that S3 reads are pinned to by If-Match
+            _check_version(file, details or patiently(lambda: filesystem.info(path)))
             yield cast(BinaryIO, stream)
         if isinstance(filesystem, LocalFileSystem):
-            _check_version(filesystem, path, file)
+            _check_version(file, filesystem.info(path))
 
 
-def _check_version(filesystem: fsspec.AbstractFileSystem, path: str, file: SourceFile) -> None:
-    found = stat_of(patiently(lambda: filesystem.info(path)))
+def _check_version(file: SourceFile, details: dict[str, Any]) -> None:
+    found = stat_of(details)
     if found.version != file.version:
         raise SourceError(
             f"{file.uri} was changed between plan and read (planned version {file.version}, found {found.version}); "
@@ -180,9 +184,12 @@ class Store:
     def put(self, key: str, content: bytes) -> None:
         """Write a key, over whatever stands there; for hints and reports, never for data."""
         with told_as(StorageError, "write", self.uri_of(key)):
-            if self.is_local:
-                Path(self.root, key).parent.mkdir(parents=True, exist_ok=True)
-            patiently(lambda: self.filesystem.pipe_file(f"{self.root}/{key}", content))
+            if not self.is_local:
+                patiently(lambda: self.filesystem.pipe_file(f"{self.root}/{key}", content))
+                return
+            target = Path(self.root, key)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._staged(content).replace(target)
 
     def copy(self, source_key: str, key: str) -> Stat:
         """Copy within the output without moving bytes through this process; idempotent.
@@ -230,24 +237,37 @@ class Store:
                     "runs from overwriting each other; use a store that does"
                 )
         finally:
-            self.delete(key)
+            with suppress(StorageError):  # the protocol itself deletes nothing and needs no right to
+                self.delete(key)
 
     def _create(self, path: str, content: bytes) -> None:
         if not self.is_local:
-            self.filesystem.pipe_file(path, content, mode="create")
+            whole = {"chunksize": SINGLE_PUT_BYTES} if "s3" in self.filesystem.protocol else {}
+            self.filesystem.pipe_file(path, content, mode="create", **whole)
             return
-        target, staging = Path(path), Path(self.root, "_meta", "tmp")
+        target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir(parents=True, exist_ok=True)
-        temporary = staging / uuid.uuid4().hex
+        temporary = self._staged(content)
         try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
             os.link(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too, must outlive a power loss
+        finally:
+            os.close(folder)
+
+    def _staged(self, content: bytes) -> Path:
+        """Write a temporary file on the same disk, outside every folder that tools read."""
+        staging = Path(self.root, "_meta", "tmp")
+        staging.mkdir(parents=True, exist_ok=True)
+        temporary = staging / uuid.uuid4().hex
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return temporary
 
     def _fresh(self) -> dict[str, bool]:
         return {"refresh": True} if "s3" in self.filesystem.protocol else {}

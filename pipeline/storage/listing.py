@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import fsspec
@@ -62,6 +62,12 @@ def _list_one(uri: str, format: str) -> tuple[list[SourceFile], list[str]]:
     found: list[SourceFile] = []
     skipped: list[str] = []
     for name, details in entries.items():
+        if details.get("islink"):
+            details = filesystem.info(str(Path(name).resolve())) | {"name": name}
+            if details["type"] == "directory":
+                raise SourceError(
+                    f"{name} is a link to a folder, which is not followed; name that folder in source.uri"
+                )
         if details["type"] != "file" or name.endswith("/") or _is_hidden(name, base):
             continue
         kind = _format_of(name, format)

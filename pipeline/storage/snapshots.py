@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.errors import SnapshotConflict, StorageError
+from pipeline.fingerprint import content_hash
 from pipeline.records import Part
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key
@@ -71,15 +72,8 @@ class SnapshotRecord:
     published_at: str
     pipeline_version: str
     driver: str
-
-    @property
-    def stem(self) -> str:
-        """`_meta/snapshots/<number>`; the tables beside it carry the run key, so that a loser cannot swap them."""
-        return f"_meta/snapshots/{self.number:08d}"
-
-    def table_key(self, name: str) -> str:
-        """Return the key of the `parts` or `shards` table."""
-        return f"{self.stem}-{self.run_key}.{name}.parquet"
+    tables: dict[str, str] = field(default_factory=dict)
+    """Keys of the tables `parts` and `shards`; named by their content, so that no other run can change them."""
 
 
 class Snapshot:
@@ -153,7 +147,7 @@ class Snapshot:
         return self.dataset().to_table(columns=list(columns) if columns is not None else None)
 
     def _table(self, name: str) -> pa.Table:
-        key = self.record.table_key(name)
+        key = self.record.tables[name]
         content = self.store.read(key)
         if content is None:
             raise StorageError(f"{self.store.uri_of(key)} is missing; snapshot {self.number} cannot be read without it")
@@ -223,12 +217,15 @@ def publish_snapshot(
         SnapshotConflict: this number was published by another run.
     """
     rows = [asdict(part) | {"folder": folder} for folder, part in sorted(parts, key=lambda p: (p[0], p[1].path))]
+    stem, tables = f"_meta/snapshots/{record.number:08d}", {}
     for name, table_rows, schema in (("parts", rows, PARTS), ("shards", list(shards), SHARDS)):
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(table_rows, schema=schema), sink, compression="zstd")
-        store.put(record.table_key(name), sink.getvalue().to_pybytes())
-    found = store.put_new(f"{record.stem}.json", orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2))
-    if found is not None and orjson.loads(found)["run_key"] != record.run_key:
+        content = sink.getvalue().to_pybytes()
+        tables[name] = f"{stem}-{content_hash(content)}.{name}.parquet"
+        store.put_new(tables[name], content)
+    record = replace(record, tables=tables)
+    if store.put_new(f"{stem}.json", orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2)) is not None:
         raise SnapshotConflict(
             f"snapshot {record.number} of {store.uri} was published by another run meanwhile; run again, what was "
             "encoded is kept"

@@ -1,6 +1,7 @@
 """Long texts as several rows: windows over tokens, given back as character ranges of the text."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,6 +99,7 @@ def chunk_texts(texts: pa.Array, spec: TokenizerSpec, overlap_tokens: int) -> Ch
     )
 
 
+@lru_cache(maxsize=1)
 def _backend(spec: TokenizerSpec) -> "Tokenizer":
     from tokenizers import Tokenizer
 
