@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 1.0
+"""Looking at every process of the machine costs some milliseconds each time, which the run would pay."""
 
 
 @dataclass(frozen=True, slots=True)
