@@ -134,11 +134,10 @@ def test_element_ids_are_unique_although_several_drawings_share_the_page(page: s
     [
         RunReport("nothing_to_do", "s3://features/reviews/", snapshot=41),
         RunReport("failed", "s3://features/reviews/", error="The bucket corpus does not exist."),
-        RunReport("planned", "s3://features/reviews/", shards=3),
         replace(example_report(), timeline=[(1.0, 8000, 580_213)]),
         replace(example_report(), timeline=[(1.0, 10, 10), (1.0, 20, 20)]),
     ],
-    ids=["nothing to do", "failed", "planned", "one moment", "two points, one moment"],
+    ids=["nothing to do", "failed", "one moment", "two points, one moment"],
 )
 def test_a_chart_without_data_is_a_sentence(report: RunReport) -> None:
     page = render_html(report)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipeline.records import BlockReceipt
 
-Outcome = Literal["published", "nothing_to_do", "planned", "failed"]
+Outcome = Literal["published", "nothing_to_do", "failed"]
 
 STAGES = ("read", "tokenize", "encode", "write")
 TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)

@@ -35,7 +35,6 @@ def headline(report: "RunReport") -> str:
     return {
         "published": f"Snapshot{number} published",
         "nothing_to_do": "Nothing to do",
-        "planned": "Planned, not run",
         "failed": "Run failed",
     }[report.outcome]
 
@@ -50,8 +49,6 @@ def sentence(report: "RunReport") -> str:
     if report.outcome == "nothing_to_do":
         number = "" if report.snapshot is None else f" {report.snapshot}"
         return f"Snapshot{number} already holds every row of this source under this recipe; nothing was encoded."
-    if report.outcome == "planned":
-        return f"{counted(report.shards, 'shard')} would be read; nothing was encoded or written."
     took = f" in {duration(report.seconds['total'])}" if "total" in report.seconds else ""
     became = f"{counted(report.embedded, 'row')} became vectors of {thousands(report.dimension)} numbers{took}"
     fates = (

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -230,7 +231,8 @@ def publish_snapshot(
             f"snapshot {record.number} of {store.uri} was published by another run meanwhile; run again, what was "
             "encoded is kept"
         )
-    write_hint(store, record)
+    with suppress(StorageError):  # the snapshot stands whether or not the hint does; the next run mends it
+        write_hint(store, record)
     published = load_snapshot(store, record.number)
     return cast(Snapshot, published)
 
