@@ -16,7 +16,7 @@ from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import read_journal
 from tests.running import Finished, embed, ended, started, written_config
 
-FILES, ROWS = 160, 32
+FILES, ROWS = 480, 32  # enough work that a run is in its middle when the Journal has its first receipts
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
