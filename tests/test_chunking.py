@@ -34,6 +34,11 @@ def test_windows_cover_the_text_and_never_exceed_their_tokens(
         assert np.count_nonzero((char_starts_T >= start) & (char_starts_T < end)) <= window
 
 
+def test_no_window_lies_within_the_one_before() -> None:
+    # the window from token 1 would end at token 2, as the first one does: the three-token word does not fit behind it
+    assert cut_windows(np.arange(5), np.array([0, 1, 2]), 5, 3, 1) == [(0, 2), (2, 5)]
+
+
 def test_a_short_or_empty_text_is_one_chunk() -> None:
     none = np.empty(0, np.int64)
     assert cut_windows(none, none, 0, 8, 2) == [(0, 0)]

@@ -50,19 +50,23 @@ def cut_windows(
         overlap: tokens a chunk repeats of the one before, at most; below `window`.
     """
     tokens = len(char_starts_T)
+
+    def end_of(first: int) -> int:
+        """Return where a window from this token ends: before the word that does not fit, or inside a giant."""
+        end = min(first + window, tokens)
+        whole_words = int(word_starts_W[np.searchsorted(word_starts_W, end, "right") - 1]) if end < tokens else end
+        return whole_words if whole_words > first else end
+
     spans, first = [], 0
     while True:
-        end = min(first + window, tokens)
-        if end < tokens:
-            whole_words = int(word_starts_W[np.searchsorted(word_starts_W, end, "right") - 1])
-            end = whole_words if whole_words > first else end
+        end = end_of(first)
         start = 0 if first == 0 else int(char_starts_T[first])
         spans.append((start, length if end >= tokens else int(char_starts_T[end])))
         if end >= tokens:
             return spans
-        after = np.searchsorted(word_starts_W, max(end - overlap, first + 1))
-        begin = int(word_starts_W[after]) if after < len(word_starts_W) else end
-        first = min(begin, end)
+        repeated = word_starts_W[np.searchsorted(word_starts_W, max(end - overlap, first + 1)) :]
+        # Repeat as much as is asked for, but never so much that the next window brings nothing new.
+        first = next((int(begin) for begin in repeated if begin < end and end_of(int(begin)) > end), end)
 
 
 def chunk_texts(texts: pa.Array, spec: TokenizerSpec, overlap_tokens: int) -> Chunks:
