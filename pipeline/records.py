@@ -149,6 +149,8 @@ class BlockReceipt:
     metrics: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by Reason."""
+    deduplicated: int = 0
+    """Rows left out because their id stands before them in the plan (`duplicate_ids: keep_first`)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

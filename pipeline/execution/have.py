@@ -58,6 +58,7 @@ def _from_snapshot(parent: Snapshot, wanted: set[str]) -> dict[str, tuple[Carrie
             quarantined=row["quarantined"],
             parts=tuple(part for _, part in mine),
             reasons=orjson.loads(row["reasons"]),
+            deduplicated=row.get("deduplicated", 0),
             metrics={"blocks": row["blocks"]},
         )
         have[row["shard_id"]] = (Carried(receipt, tuple(folder for folder, _ in mine)),)

@@ -116,8 +116,9 @@ class RunReport:
         self.count_parts(receipt)
 
     def count_parts(self, receipt: BlockReceipt) -> None:
-        """Count what is the same for a new and a reused Block: Parts, vectors, quarantine."""
+        """Count what is the same for a new and a reused Block: Parts, vectors, rows without one."""
         self.quarantined += receipt.quarantined
+        self.deduplicated += receipt.deduplicated
         self.reasons = dict(Counter(self.reasons) + Counter(receipt.reasons))
         self.parts += sum(part.kind == "embeddings" for part in receipt.parts)
         self.vectors += sum(part.rows for part in receipt.parts if part.kind == "embeddings")

@@ -36,6 +36,8 @@ class Plan:
     """Shards of which at least one Block is missing."""
     carried: dict[str, tuple[Carried, ...]]
     """By Shard: the Blocks that need no work."""
+    duplicate_ids: str
+    """`source.duplicate_ids`."""
 
     @property
     def folder(self) -> str:
@@ -46,6 +48,8 @@ class Plan:
     def is_done(self) -> bool:
         """Whether the parent Snapshot is already exactly what is wanted."""
         if self.parent is None or self.embed:
+            return False
+        if self.parent.record.duplicate_ids == "allow" != self.duplicate_ids:
             return False
         standing = set(self.parent.shards["shard_id"].to_pylist())
         return standing == {shard.shard_id for shard in self.wanted}
@@ -80,7 +84,8 @@ def make_plan(config: JobConfig, store: Store) -> Plan:
     run_key = fingerprint([number - 1, recipe, layout, sources])
     carried = find_have(store, parent, {shard.shard_id for shard in wanted}, run_key)
     embed = tuple(shard for shard in wanted if not is_complete(carried.get(shard.shard_id, ())))
-    return Plan(number, parent, run_key, model, recipe, layout, tuple(files), wanted, embed, carried)
+    policy = config.source.duplicate_ids
+    return Plan(number, parent, run_key, model, recipe, layout, tuple(files), wanted, embed, carried, policy)
 
 
 def _layout(config: JobConfig, files: Sequence[SourceFile], parent: Snapshot | None) -> dict[str, Any]:

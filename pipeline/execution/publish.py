@@ -10,6 +10,7 @@ import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
+from pipeline.execution.duplicates import check_ids
 from pipeline.execution.have import Carried
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.plan import Plan
@@ -47,6 +48,7 @@ def publish(
 
     Raises:
         ReconciliationError: counts, files or the share of quarantined rows are not as they must be.
+        SourceError: an id stands more than once, and `source.duplicate_ids` does not allow it.
         SnapshotConflict: another driver was faster.
     """
     carried = [one for blocks in plan.carried.values() for one in blocks]
@@ -55,6 +57,8 @@ def publish(
     chunked = config.recipe.long_text == "chunk"
     shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)], chunked)
     _check_quarantine(config, report, store, plan.folder)
+    if config.source.duplicate_ids != "allow":
+        check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
     parts += _carry(config, plan, store, carried)
     _check_folders(plan, store, parts)
@@ -65,6 +69,12 @@ def publish(
     report.snapshot = plan.number
     if any(folder != plan.folder for folder, _ in parts):
         report.warnings.append(REFERENCES)
+
+
+def _where_they_lie(plan: Plan, new: list[BlockReceipt], carried: list[Carried]) -> list[tuple[str, Part]]:
+    """Return every Part of the coming Snapshot with the folder it is in now."""
+    written = [(plan.folder, part) for receipt in new for part in receipt.parts]
+    return written + [pair for one in carried for pair in zip(one.folders, one.receipt.parts, strict=True)]
 
 
 def _check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
@@ -149,4 +159,5 @@ def _record(
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pipeline_version=pipeline.__version__,
         driver=driver,
+        duplicate_ids=config.source.duplicate_ids,
     )

@@ -43,11 +43,11 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) 
         rows = Counter({part.kind: 0 for part in receipt.parts})
         for part in receipt.parts:
             rows[part.kind] += part.rows
-        if receipt.rows_read != receipt.embedded + receipt.quarantined:
+        if receipt.rows_read != receipt.embedded + receipt.quarantined + receipt.deduplicated:
             raise _failure(
                 shard,
                 f"Block {receipt.block}: {receipt.rows_read} rows read, {receipt.embedded} embedded + "
-                f"{receipt.quarantined} quarantined",
+                f"{receipt.quarantined} quarantined + {receipt.deduplicated} deduplicated",
             )
         vectors = rows["embeddings"]
         off = vectors < receipt.embedded if chunked else vectors != receipt.embedded
@@ -63,12 +63,15 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) 
         raise _failure(shard, f"{rows_read} rows read, {footer} by the footers of its files")
     return {
         "shard_id": shard.shard_id,
-        "sources": orjson.dumps([[s.file.uri, s.file.version, s.position] for s in shard.spans]).decode(),
+        "sources": orjson.dumps(
+            [[s.file.uri, s.file.version, s.position, s.file.format] for s in shard.spans]
+        ).decode(),
         "blocks": blocks,
         "rows_read": rows_read,
         "embedded": sum(receipt.embedded for receipt in receipts),
         "quarantined": sum(receipt.quarantined for receipt in receipts),
         "reasons": orjson.dumps(dict(sum((Counter(r.reasons) for r in receipts), Counter()))).decode(),
+        "deduplicated": sum(receipt.deduplicated for receipt in receipts),
     }
 
 

@@ -1,6 +1,6 @@
 """Parts: how embeddings become one Parquet file, and how that file is published exactly once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pipeline.arrow import utf8_view
 from pipeline.errors import StorageError
 from pipeline.fingerprint import content_hash
 from pipeline.records import Part
+from pipeline.storage.faults import patiently, told_as
 from pipeline.storage.filesystem import Store
 
 COMPRESSION_LEVEL = 1
@@ -146,6 +147,24 @@ def _adopt(part: Part, found: bytes, own: Mapping[str, Any], uri: str) -> Part:
             "pipeline from this source; remove it and run again"
         )
     return replace(part, size_bytes=len(found))
+
+
+def read_columns(store: Store, key: str, names: Sequence[str]) -> pa.Table:
+    """Return some columns of a Part, reading the footer and these columns only.
+
+    Raises:
+        StorageError: there is no such Part, or it is damaged.
+    """
+
+    def read() -> pa.Table:
+        with store.filesystem.open(f"{store.root}/{key}", "rb", cache_type="none") as stream:
+            return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=list(names), use_threads=False)
+
+    try:
+        with told_as(StorageError, "read", store.uri_of(key)):
+            return patiently(read)
+    except pa.ArrowException as error:
+        raise StorageError(f"{store.uri_of(key)} is damaged: {error}; `verify` says what else is") from error
 
 
 def read_metadata(raw: Mapping[bytes, bytes]) -> dict[str, Any]:

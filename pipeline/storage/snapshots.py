@@ -46,9 +46,10 @@ SHARDS = pa.schema(
         ("embedded", pa.int64()),
         ("quarantined", pa.int64()),
         ("reasons", pa.string()),
+        ("deduplicated", pa.int64()),
     ]
 )
-"""The proof, per Shard; `sources` and `reasons` are JSON."""
+"""The proof, per Shard; `sources` ([uri, version, stretch, format] each) and `reasons` are JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class SnapshotRecord:
     published_at: str
     pipeline_version: str
     driver: str
+    duplicate_ids: str = "error"
+    """`source.duplicate_ids` of the run; `allow` says that an id may stand twice."""
     tables: dict[str, str] = field(default_factory=dict)
     """Keys of the tables `parts` and `shards`; named by their content, so that no other run can change them."""
 

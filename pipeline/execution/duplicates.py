@@ -1,0 +1,78 @@
+"""Ids that stand more than once: found in the Parts before they are published, without holding them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.arrow import hash_strings, one_array
+from pipeline.errors import SourceError
+from pipeline.parallel import in_order
+from pipeline.records import Part, Shard
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import part_key, read_columns
+from pipeline.storage.uniqueness import find_repeats, index_and_row, placed
+
+READERS = 16
+"""Parts whose id columns are read at once; each is a few requests and some hundred kilobytes."""
+
+SHOWN = 3
+"""Ids named in the message."""
+
+
+def id_hashes(rows: pa.Table) -> NDArray[np.void]:
+    """Return 16 bytes per row that name its id, and its chunk where it is one of several of a document."""
+    ids = rows["id"].cast(pa.string())
+    if "chunk" in rows.column_names:
+        ids = pc.binary_join_element_wise(ids, rows["chunk"].cast(pa.string()), "\0")
+    hashes = one_array(hash_strings(one_array(ids)))
+    return np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes))
+
+
+def check_ids(store: Store, wanted: Sequence[Shard], parts: Sequence[tuple[str, Part]], chunked: bool) -> None:
+    """Read the ids of all Parts back and see that none stands twice.
+
+    Args:
+        wanted: the Shards of the plan.
+        parts: every Part of the coming Snapshot, with the folder it lies in.
+        chunked: whether a row is a chunk of a document.
+
+    Raises:
+        SourceError: some do; the message says how many, where a few of them are, and what to do.
+    """
+    position = {shard.shard_id: index for index, shard in enumerate(wanted)}
+    ordered = [(folder, part) for folder, part in parts if part.kind == "embeddings"]
+    ordered.sort(key=lambda one: (position[one[1].shard_id], one[1].block, one[1].path))
+    keys = [part_key(part.kind, folder, part.path) for folder, part in ordered]
+    columns = ["id", "chunk"] if chunked else ["id"]
+
+    def hashed() -> Iterator[NDArray[np.void]]:
+        hashes = in_order(lambda key: id_hashes(read_columns(store, key, columns)), keys, READERS)
+        return (placed(hashes_N, index) for index, hashes_N in enumerate(hashes))
+
+    rows, shown = 0, list[list[int]]()
+    for repeats_R2 in find_repeats(hashed()):
+        rows += len(repeats_R2)
+        shown += repeats_R2[: SHOWN - len(shown)].tolist()
+    if rows:
+        shards = [wanted[position[part.shard_id]] for _, part in ordered]
+        examples = [_told(store, keys, shards, repeat, earlier) for repeat, earlier in sorted(shown)]
+        raise SourceError(
+            f"{rows} rows have the id of another row, for instance {'; '.join(examples)}. Nothing was published, what "
+            "was encoded is kept. Mend the source, or set source.duplicate_ids: allow (all of them are published)"
+        )
+
+
+def _told(store: Store, keys: Sequence[str], shards: Sequence[Shard], repeat: int, earlier: int) -> str:
+    """Return an id and the two places it stands at; an id is no secret, unlike a text."""
+    places = []
+    for place in (earlier, repeat):
+        index, row = index_and_row(place)
+        uris = [span.file.uri for span in shards[index].spans]
+        of = uris[0] if len(uris) == 1 else f"{uris[0]} … {uris[-1]}"
+        places.append(f"row {row} of {keys[index]} (from {of})")
+    index, row = index_and_row(repeat)
+    id = read_columns(store, keys[index], ["id"])["id"][row].as_py()
+    return f"{id!r} in {' and '.join(places)}"
