@@ -26,7 +26,7 @@ def show_plan(config: JobConfig, as_json: bool) -> int:
     from pipeline.storage.filesystem import Store
 
     plan = make_plan(config, Store(config.output.uri))
-    summary = estimate(plan, config)
+    summary = estimate(plan)
     print(orjson.dumps(summary).decode() if as_json else plan_text(summary))
     return 0
 

@@ -44,9 +44,9 @@ class Source(Section):
     """Columns carried into the output unchanged, of any type."""
     empty_text: Literal["embed", "quarantine"] = "embed"
     """What becomes of empty and whitespace-only texts: the vector the model gives them, or quarantine."""
-    duplicate_ids: Literal["error", "allow"] = "error"
-    """What becomes of rows with one id: the run fails before it publishes and keeps what it has encoded, or all of them
-    are published."""
+    duplicate_ids: Literal["error", "keep_first", "allow"] = "error"
+    """What becomes of rows with one id: the run fails before it publishes and keeps what it has encoded; the first by
+    file and row is embedded, which costs one more read of the source before each run; or all are published."""
 
     @model_validator(mode="after")
     def _columns_do_not_collide(self) -> Self:

@@ -24,6 +24,9 @@ RESERVED_COLUMNS = frozenset(
 TEXT, SPAN, ROW, BYTE_OFFSET, TOKEN_IDS = "_text", "_span", "_row", "_byte_offset", "_token_ids"
 """Columns of a Block that never reach a Part: the text, and where the row came from."""
 
+SPANS_PER_SHARD = 1 << 20
+"""`_row` times this plus `_span` is one number per source row of a Shard."""
+
 QUARANTINE = pa.schema(
     [
         pa.field("source_uri", pa.string(), nullable=False),

@@ -1,15 +1,18 @@
 """Ids that stand twice: by default nothing is published, and nothing of the work is lost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
 import pytest
 
 from pipeline import open_snapshot
+from pipeline.config import JobConfig
 from pipeline.errors import SourceError
-from pipeline.execution.duplicates import check_ids
+from pipeline.execution.duplicates import check_ids, find_repeated_rows
+from pipeline.execution.plan import Plan, make_plan, read_columns_of
 from pipeline.records import Part, Shard, SourceFile, Span
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import PartName, publish_part
@@ -52,21 +55,26 @@ def test_chunks_of_one_document_are_no_duplicates_and_the_same_chunk_twice_is_on
         check_ids(local, shards_of(1), parts, chunked=True)
 
 
+def write(corpus: Path, name: str, ids: Iterable[int]) -> None:
+    """Write a file that is long enough to be a Shard of its own."""
+    lines = (orjson.dumps({"id": id, "text": f"{id} of {name} " * 20, "file": name}) + b"\n" for id in ids)
+    (corpus / f"{name}.jsonl").write_bytes(b"".join(lines))
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Two files with the ids 0-5 and 4-9, and a text of its own per row."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for name, first in (("a", 0), ("b", 4)):
-        lines = (orjson.dumps({"id": id, "text": f"text {id} of {name}"}) + b"\n" for id in range(first, first + 6))
-        (folder / f"{name}.jsonl").write_bytes(b"".join(lines))
+    write(folder, "a", range(6))
+    write(folder, "b", range(4, 10))
     return folder
 
 
 def config_of(corpus: Path) -> str:
     return written_config(
         corpus.parent / "job.yaml",
-        source={"uri": str(corpus)},
+        source={"uri": str(corpus), "keep_columns": ["file"]},
         recipe={"model": "hashing://16"},
         output={"uri": str(corpus.parent / "out"), "rows_per_part": 4},
     )
@@ -90,3 +98,68 @@ def test_duplicates_publish_nothing_and_allowing_them_publishes_at_once_what_was
     refused = embed(config)
     assert (refused.code, refused.report["embedded"]) == (1, 0)
     assert open_snapshot(f"{corpus.parent}/out").number == 1
+
+
+def published_rows(output: str) -> list[tuple[int, str]]:
+    rows = open_snapshot(output).to_table(["id", "file"])
+    return sorted(zip(rows["id"].to_pylist(), rows["file"].to_pylist(), strict=True))
+
+
+def test_the_first_row_of_an_id_is_kept_and_another_takes_its_place_when_it_is_gone(corpus: Path) -> None:
+    config, output = config_of(corpus), f"{corpus.parent}/out"
+    assert embed(config).code == 1
+    first = embed(config, "source.duplicate_ids=keep_first")
+    assert first.code == 0, first.stderr
+    report = first.report
+    assert (report["rows_read"], report["reused"], report["embedded"], report["deduplicated"]) == (12, 6, 4, 2)
+    assert report["accounted"] == 12
+    assert published_rows(output) == [*((id, "a") for id in range(6)), *((id, "b") for id in range(6, 10))]
+    shards = {row["rows_read"] - row["embedded"]: row for row in open_snapshot(output).shards.to_pylist()}
+    assert {left_out: row["deduplicated"] for left_out, row in shards.items()} == {0: 0, 2: 2}
+    assert embed(config, "source.duplicate_ids=keep_first", seconds=60).report["outcome"] == "nothing_to_do"
+
+    write(corpus, "a", range(5))
+    second = embed(config, "source.duplicate_ids=keep_first")
+    assert (second.code, second.report["deduplicated"]) == (0, 1)
+    assert published_rows(output) == [*((id, "a") for id in range(5)), *((id, "b") for id in range(5, 10))]
+
+
+def plan_of(corpus: Path, policy: str, **output: Any) -> Plan:
+    sections = {"source": {"uri": str(corpus), "duplicate_ids": policy, "empty_text": "quarantine"}}
+    output = {"uri": str(corpus.parent / "out"), "rows_per_part": 4} | output
+    config = JobConfig.model_validate(sections | {"recipe": {"model": "hashing://8"}, "output": output})
+    return make_plan(config, Store(config.output.uri))
+
+
+def test_only_shards_that_lose_rows_get_another_name(corpus: Path) -> None:
+    plain, deduplicated = plan_of(corpus, "error"), plan_of(corpus, "keep_first")
+    assert plain.run_key == plan_of(corpus, "allow").run_key != deduplicated.run_key
+    assert plain.wanted[0] == deduplicated.wanted[0]
+    assert plain.wanted[1].shard_id != deduplicated.wanted[1].shard_id
+    assert list(deduplicated.dropped) == [deduplicated.wanted[1].shard_id]
+    write(corpus, "b", range(6, 10))
+    assert plan_of(corpus, "error").run_key == plan_of(corpus, "keep_first").run_key
+
+
+def test_the_first_row_is_the_first_of_the_first_file_also_within_a_gathered_shard(corpus: Path) -> None:
+    write(corpus, "c", [11, 9, 11, 0, 12, 12])
+    shard, *others = plan_of(corpus, "keep_first", rows_per_part=1000).wanted
+    assert (len(shard.spans), others) == (3, [])
+    ((_, dropped),) = plan_of(corpus, "keep_first", rows_per_part=1000).dropped.items()
+    places = sorted((int(position) % (1 << 20), int(position) >> 20) for position in dropped)
+    assert places == [(1, 0), (1, 1), (2, 1), (2, 2), (2, 3), (2, 5)]
+
+
+def test_a_row_in_quarantine_is_not_the_first_of_its_id(corpus: Path) -> None:
+    bad = b'{"id": 7, "text": null, "file": "_"}\n{"id": 8, "text": " ", "file": "_"}\n'
+    (corpus / "0.jsonl").write_bytes(bad + (corpus / "a.jsonl").read_bytes())
+    (corpus / "a.jsonl").unlink()
+    plan = plan_of(corpus, "keep_first")
+    assert [sorted(int(position) >> 20 for position in rows) for rows in plan.dropped.values()] == [[0, 1]]
+
+
+def test_a_source_that_cannot_be_read_is_an_error_of_the_search_for_repeats(corpus: Path) -> None:
+    plan = plan_of(corpus, "allow")
+    (corpus / "a.jsonl").unlink()
+    with pytest.raises(SourceError, match=r"a\.jsonl"):
+        find_repeated_rows(plan.wanted, read_columns_of(plan.layout))

@@ -1,6 +1,7 @@
-"""Ids that stand more than once: found in the Parts before they are published, without holding them."""
+"""Ids that stand more than once: found in the Parts before a publish, or in the source before a run."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -9,14 +10,19 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings, one_array
 from pipeline.errors import SourceError
-from pipeline.parallel import in_order
+from pipeline.parallel import in_order, merged
 from pipeline.records import Part, Shard
-from pipeline.storage.filesystem import Store
+from pipeline.schemas import ROW, SPAN, SPANS_PER_SHARD
+from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.parquet import part_key, read_columns
-from pipeline.storage.uniqueness import find_repeats, index_and_row, placed
+from pipeline.storage.readers import ReadColumns, read_shard
+from pipeline.storage.uniqueness import ROW_BITS, find_repeats, index_and_row, placed
 
 READERS = 16
 """Parts whose id columns are read at once; each is a few requests and some hundred kilobytes."""
+
+SOURCE_READERS, ROWS_AT_ONCE = 4, 16384
+"""Shards read at once when the source is looked through, and rows held of each."""
 
 SHOWN = 3
 """Ids named in the message."""
@@ -61,8 +67,39 @@ def check_ids(store: Store, wanted: Sequence[Shard], parts: Sequence[tuple[str, 
         examples = [_told(store, keys, shards, repeat, earlier) for repeat, earlier in sorted(shown)]
         raise SourceError(
             f"{rows} rows have the id of another row, for instance {'; '.join(examples)}. Nothing was published, what "
-            "was encoded is kept. Mend the source, or set source.duplicate_ids: allow (all of them are published)"
+            "was encoded is kept. Mend the source, or set source.duplicate_ids to keep_first (of each id the first row "
+            "is published) or to allow (all are)"
         )
+
+
+def find_repeated_rows(shards: Sequence[Shard], columns: ReadColumns) -> list[NDArray[np.int64]]:
+    """Read the whole source and return, per Shard, which of its rows have the id of a row before them.
+
+    First come the files in their order in the plan, within them the rows. What is quarantined by its reader is no row
+    here: the next one of its id is the first.
+
+    Returns:
+        Per Shard the positions of its rows (`schemas.SPANS_PER_SHARD`), ascending.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    first_span_S = np.cumsum([0, *(len(shard.spans) for shard in shards)])
+
+    def hashed(index: int) -> Iterator[NDArray[np.void]]:
+        for block in read_shard(shards[index], columns, ROWS_AT_ONCE, open_source):
+            spans_N = first_span_S[index] + block.documents[SPAN].to_numpy()
+            yield placed(id_hashes(block.documents), spans_N, block.documents[ROW].to_numpy())
+
+    with closing(merged(hashed, range(len(shards)), SOURCE_READERS)) as pieces:
+        found = [np.empty(0, np.uint64), *(repeats_R2[:, 0] for repeats_R2 in find_repeats(pieces))]
+    places_R = np.sort(np.concatenate(found)).astype(np.int64)
+    spans_R, rows_R = places_R >> ROW_BITS, places_R & ((1 << ROW_BITS) - 1)
+    ends = np.searchsorted(spans_R, first_span_S)
+    return [
+        np.sort(rows_R[start:end] * SPANS_PER_SHARD + spans_R[start:end] - first_span)
+        for start, end, first_span in zip(ends, ends[1:], first_span_S, strict=False)
+    ]
 
 
 def _told(store: Store, keys: Sequence[str], shards: Sequence[Shard], repeat: int, earlier: int) -> str:

@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, TypedDict
 
-from pipeline.config import JobConfig
 from pipeline.errors import SourceError
-from pipeline.execution.plan import Plan
+from pipeline.execution.plan import Plan, read_columns_of
 from pipeline.records import Shard, SourceFile, Span
 from pipeline.storage.filesystem import open_source
 from pipeline.storage.readers import ReadColumns, parquet_row_groups, read_shard
-from pipeline.storage.snapshots import decode_schema
 
 FOOTERS, SAMPLES = 1000, 16
 """Parquet files, and line files of each compression, looked at; others are taken to hold as many rows per byte."""
@@ -44,9 +42,9 @@ class PlanSummary(TypedDict):
     """The newest one published; a run would publish the next."""
 
 
-def estimate(plan: Plan, config: JobConfig) -> PlanSummary:
+def estimate(plan: Plan) -> PlanSummary:
     """Count what can be counted from footers, and estimate the rest from a sample."""
-    rows, exact = _rows(plan, config)
+    rows, exact = _rows(plan)
     return PlanSummary(
         files=len(plan.files),
         shards=len(plan.wanted),
@@ -60,10 +58,10 @@ def estimate(plan: Plan, config: JobConfig) -> PlanSummary:
     )
 
 
-def _rows(plan: Plan, config: JobConfig) -> tuple[int, bool]:
+def _rows(plan: Plan) -> tuple[int, bool]:
     if plan.is_done and plan.parent:
         return plan.parent.totals["rows_read"], True
-    columns = _columns(plan, config)
+    columns = read_columns_of(plan.layout)
     kinds: dict[str, list[SourceFile]] = defaultdict(list)
     for file in plan.files:
         kinds["".join(PurePosixPath(file.uri).suffixes[-2:]) + file.format].append(file)
@@ -83,11 +81,6 @@ def _rows_of_kind(files: Sequence[SourceFile], columns: ReadColumns) -> tuple[in
         counts = [_sample(file, columns) for file in asked]
     rows = _scaled(files, asked, [rows for rows, _ in counts])
     return rows, len(asked) == len(files) and all(exact for _, exact in counts)
-
-
-def _columns(plan: Plan, config: JobConfig) -> ReadColumns:
-    source, schema = config.source, decode_schema(plan.layout["document_schema"])
-    return ReadColumns(source.id_column, source.text_column, source.keep_columns, schema, source.empty_text)
 
 
 def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:

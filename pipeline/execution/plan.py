@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
+from pipeline.execution.duplicates import find_repeated_rows
 from pipeline.execution.have import Carried, find_have, is_complete
 from pipeline.execution.model import ModelReference, recipe_fingerprint, resolve_model
-from pipeline.execution.shards import cut_shards, row_groups_of
+from pipeline.execution.shards import cut_shards, row_groups_of, without_rows
 from pipeline.fingerprint import JsonValue, fingerprint
 from pipeline.records import Shard, SourceFile
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.listing import list_source
 from pipeline.storage.partitions import is_partitionable
-from pipeline.storage.readers import read_source_schema
+from pipeline.storage.readers import ReadColumns, read_source_schema
 from pipeline.storage.snapshots import Snapshot, decode_schema, encode_schema, load_snapshot
 
 
@@ -38,6 +42,8 @@ class Plan:
     """By Shard: the Blocks that need no work."""
     duplicate_ids: str
     """`source.duplicate_ids`."""
+    dropped: dict[str, NDArray[np.int64]]
+    """By Shard: positions of the rows whose id stands before them (`duplicate_ids: keep_first`)."""
 
     @property
     def folder(self) -> str:
@@ -79,13 +85,35 @@ def make_plan(config: JobConfig, store: Store) -> Plan:
     recipe = recipe_fingerprint(config.recipe, model)
     layout = _layout(config, files, parent)
     wanted = cut_shards(files, layout, recipe, config.output.rows_per_part, row_groups_of(files))
+    wanted, dropped = _without_repeats(config, wanted, layout, recipe)
     number = parent.number + 1 if parent else 1
     sources: list[JsonValue] = [[file.uri, file.version, file.size_bytes] for file in files]
-    run_key = fingerprint([number - 1, recipe, layout, sources])
+    # Rows left out are part of what is to be done; without any, the key is that of a run that looks for none.
+    run_key = fingerprint([number - 1, recipe, layout, sources, *sorted(dropped)])
     carried = find_have(store, parent, {shard.shard_id for shard in wanted}, run_key)
     embed = tuple(shard for shard in wanted if not is_complete(carried.get(shard.shard_id, ())))
     policy = config.source.duplicate_ids
-    return Plan(number, parent, run_key, model, recipe, layout, tuple(files), wanted, embed, carried, policy)
+    return Plan(number, parent, run_key, model, recipe, layout, tuple(files), wanted, embed, carried, policy, dropped)
+
+
+def _without_repeats(
+    config: JobConfig, wanted: tuple[Shard, ...], layout: dict[str, Any], recipe: str
+) -> tuple[tuple[Shard, ...], dict[str, NDArray[np.int64]]]:
+    """Look for repeated ids if they are to be left out; return the Shards without their rows, and these rows."""
+    if config.source.duplicate_ids != "keep_first":
+        return wanted, {}
+    rows = find_repeated_rows(wanted, read_columns_of(layout))
+    pairs = [
+        (without_rows(shard, layout, recipe, r) if len(r) else shard, r) for shard, r in zip(wanted, rows, strict=True)
+    ]
+    return tuple(shard for shard, _ in pairs), {shard.shard_id: r for shard, r in pairs if len(r)}
+
+
+def read_columns_of(layout: dict[str, Any]) -> ReadColumns:
+    """Return what the readers of a source are asked for, by the layout of a Plan or a Snapshot."""
+    id_column, text_column, *kept = layout["columns"]
+    schema = decode_schema(layout["document_schema"])
+    return ReadColumns(id_column, text_column, tuple(kept), schema, layout["empty_text"])
 
 
 def _layout(config: JobConfig, files: Sequence[SourceFile], parent: Snapshot | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from types import FrameType
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,7 +175,10 @@ def _encode_missing(
         shares = divide(config.runtime)
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
-        todo = [(shard, plan.done_blocks(shard.shard_id)) for shard in plan.embed]
+        todo = [
+            (shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, np.empty(0, np.int64)).tolist())
+            for shard in plan.embed
+        ]
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
         blocks = watched(
             stream_blocks(todo, settings, shares), plan.embed, config.runtime.stall_minutes * 60, JOURNAL_SECONDS

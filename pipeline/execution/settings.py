@@ -8,10 +8,9 @@ import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import ConfigError
-from pipeline.execution.plan import Plan
+from pipeline.execution.plan import Plan, read_columns_of
 from pipeline.execution.stages import StageSettings
 from pipeline.schemas import part_schema
-from pipeline.storage.readers import ReadColumns
 from pipeline.storage.snapshots import decode_schema
 from pipeline.text.chunking import chunk_window
 from pipeline.text.tokenizer import TokenizerSpec
@@ -29,13 +28,12 @@ def stage_settings(
     Raises:
         ConfigError: the recipe asks for dimensions the model has not.
     """
-    source, recipe = config.source, config.recipe
-    documents = decode_schema(plan.layout["document_schema"])
+    recipe = config.recipe
     prompt = description.default_prompt if recipe.prompt is None else recipe.prompt
     tokenizer = TokenizerSpec(min(recipe.max_tokens, description.max_tokens), prompt, description.tokenizer_json)
     _check_room(config, tokenizer)
     return StageSettings(
-        columns=ReadColumns(source.id_column, source.text_column, source.keep_columns, documents, source.empty_text),
+        columns=read_columns_of(plan.layout),
         rows_per_part=config.output.rows_per_part,
         tokenizer=tokenizer,
         chunk_overlap_tokens=recipe.chunk_overlap_tokens if recipe.long_text == "chunk" else None,

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.fingerprint import fingerprint
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.fingerprint import content_hash, fingerprint
 from pipeline.records import Shard, SourceFile, Span
 from pipeline.storage.filesystem import open_source
 from pipeline.storage.readers import parquet_row_groups
@@ -68,9 +71,14 @@ def cut_shards(
     return tuple(shards)
 
 
-def _shard(spans: tuple[Span, ...], layout: dict[str, Any], recipe: str) -> Shard:
+def _shard(spans: tuple[Span, ...], layout: dict[str, Any], recipe: str, dropped: Sequence[str] = ()) -> Shard:
     stretches = [[s.file.uri, s.file.version, s.file.format, s.position] for s in spans]
-    return Shard(fingerprint([stretches, layout, recipe]), spans)
+    return Shard(fingerprint([stretches, layout, recipe, *dropped]), spans)
+
+
+def without_rows(shard: Shard, layout: dict[str, Any], recipe: str, dropped: NDArray[np.int64]) -> Shard:
+    """Return the Shard without these rows: another one, for its Parts are others."""
+    return _shard(shard.spans, layout, recipe, [content_hash(dropped.astype("<i8").tobytes())])
 
 
 def _spans(file: SourceFile, row_groups: list[tuple[int, int]]) -> Iterator[Span]:

@@ -24,7 +24,7 @@ from pipeline.encoder.vectors import finish, to_stored
 from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import ModelReference, open_encoder
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
-from pipeline.schemas import BYTE_OFFSET, QUARANTINE, RAW_BYTES, ROW, SPAN, TEXT, TOKEN_IDS
+from pipeline.schemas import BYTE_OFFSET, QUARANTINE, RAW_BYTES, ROW, SPAN, SPANS_PER_SHARD, TEXT, TOKEN_IDS
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.parquet import PartName, publish_part
 from pipeline.storage.partitions import split_by_partition
@@ -84,12 +84,24 @@ class CountedOpener:
 
 
 def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
-    """Read Shards, Block by Block; input: one row per Shard, its JSON and the Blocks that need no work."""
-    for shard_json, done in zip(batch["shard"].to_pylist(), batch["done_blocks"].to_pylist(), strict=True):
+    """Read Shards, Block by Block; input: one row per Shard, its JSON, the Blocks that need no work, rows to leave."""
+    columns = (batch[name].to_pylist() for name in ("shard", "done_blocks", "dropped"))
+    for shard_json, done, dropped in zip(*columns, strict=True):
         shard = Shard.from_json(orjson.loads(shard_json))
         counted = CountedOpener()
         for block in read_shard(shard, settings.columns, settings.rows_per_part, counted, frozenset(done)):
+            block = _without_dropped(block, dropped)
             yield to_row(shard, replace(block, metrics=block.metrics | {"source_bytes": counted.taken()}))
+
+
+def _without_dropped(block: Block, dropped: list[int]) -> Block:
+    """Return the Block without the documents at these positions; how many there were goes along with it."""
+    if not dropped:
+        return block
+    stays = pc.invert(pc.is_in(_positions(block.documents), value_set=pa.array(dropped, pa.int64())))
+    documents = block.documents.filter(stays)
+    left_out = float(block.documents.num_rows - documents.num_rows)
+    return replace(block, documents=documents, metrics=block.metrics | {"deduplicated": left_out})
 
 
 def tokenize_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
@@ -244,13 +256,14 @@ def write_block(store: Store, shard: Shard, block: Block, settings: StageSetting
         tuple(parts),
         dict(block.metrics),
         dict(reasons),
+        int(block.metrics.get("deduplicated", 0)),
     )
 
 
 def _positions(documents: pa.Table) -> pa.Array:
     """Return one number per row that is equal for the chunks of one document only."""
     row, span = documents[ROW].cast(pa.int64()), documents[SPAN].cast(pa.int64())
-    return pc.add(pc.multiply(row, pa.scalar(1 << 20, pa.int64())), span)
+    return pc.add(pc.multiply(row, pa.scalar(SPANS_PER_SHARD, pa.int64())), span)
 
 
 def _part_table(documents: pa.Table, settings: StageSettings) -> pa.Table:

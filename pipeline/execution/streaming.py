@@ -24,12 +24,12 @@ MAX_READ_TASKS = 2000
 
 
 def stream_blocks(
-    todo: Sequence[tuple[Shard, frozenset[int]]], settings: StageSettings, shares: Shares
+    todo: Sequence[tuple[Shard, frozenset[int], list[int]]], settings: StageSettings, shares: Shares
 ) -> Iterator[BlockReceipt]:
     """Yield the receipt of every missing Block as it is written, in any order.
 
     Args:
-        todo: Shards, each with the Blocks that need no work.
+        todo: Shards, each with the Blocks that need no work and the positions of rows to leave out.
         settings: for the stages.
         shares: what the workers reserve. Stages must differ in it: equal neighbours would be fused into one task
             and no longer overlap.
@@ -37,7 +37,10 @@ def stream_blocks(
     Raises:
         PipelineError: what a stage has raised, as it was raised.
     """
-    rows = [{"shard": orjson.dumps(shard.to_json()), "done_blocks": sorted(done)} for shard, done in todo]
+    rows = [
+        {"shard": orjson.dumps(shard.to_json()), "done_blocks": sorted(done), "dropped": dropped}
+        for shard, done, dropped in todo
+    ]
     options: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     blocks = (
         ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_READ_TASKS))

@@ -23,18 +23,20 @@ BUCKET_BITS = 8
 read whole."""
 
 
-def placed(hashes_N: NDArray[np.void], index: int, rows_N: NDArray[np.int64] | None = None) -> NDArray[np.void]:
+def placed(
+    hashes_N: NDArray[np.void], index: int | NDArray[np.int64], rows_N: NDArray[np.int64] | None = None
+) -> NDArray[np.void]:
     """Return N hashes of 16 bytes with their places.
 
     Args:
-        index: number of the file they are of.
+        index: number of the file they are of, or that of each.
         rows_N: their rows in it; None = 0, 1, 2 …
     """
     rows = np.empty(len(hashes_N), PLACED)
     halves_N2 = hashes_N.view("<u8").reshape(-1, 2)
     rows["high"], rows["low"] = halves_N2[:, 0], halves_N2[:, 1]
     numbers_N = np.arange(len(rows)) if rows_N is None else rows_N
-    rows["place"] = np.uint64(index << ROW_BITS) | numbers_N.astype(np.uint64)
+    rows["place"] = (np.asarray(index, np.int64) << ROW_BITS) | numbers_N
     return rows
 
 
