@@ -4,6 +4,7 @@ PipelineError                exit 1   anything below; the message alone must be 
 ├── ConfigError              exit 2   edit the config or the arguments
 ├── SourceError              exit 1   mend the input, or its address, or the rights on it
 ├── EncoderError             exit 1   mend the model folder, or the device it runs on
+│   └── SickDevice           exit 1   a device fails on good texts; another process or node may do better
 ├── StorageError             exit 1   the output store refused, lost or changed something
 ├── SnapshotConflict         exit 3   another run holds or published the output; run again
 └── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
@@ -32,6 +33,10 @@ class SourceError(PipelineError):
 
 class EncoderError(PipelineError):
     """The model cannot be loaded or does not do what the recipe asks of it."""
+
+
+class SickDevice(EncoderError):
+    """A device, or the model on it, fails on texts that are good."""
 
 
 class StorageError(PipelineError):

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     PARTITION_VALUE = "partition_value"
     NOT_FINITE = "not_finite"
     ENCODE_FAILED = "encode_failed"
+    KILLS_PROCESS = "kills_process"
 
 
 @dataclass(frozen=True, slots=True)

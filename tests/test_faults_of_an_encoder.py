@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import encode_packed
-from pipeline.errors import EncoderError
+from pipeline.errors import SickDevice
 from pipeline.records import TokenBatch
 
 BAD = 7
@@ -80,6 +80,33 @@ def test_a_row_too_large_for_the_device_fails_alone() -> None:
 
 
 @pytest.mark.parametrize("encoder", [Frail(raises=True), Frail(nan=True)], ids=["raises", "nan"])
-def test_an_encoder_that_fails_on_everything_is_called_sick(encoder: Frail) -> None:
-    with pytest.raises(EncoderError, match="is sick"):
-        encode_packed(encoder, tokens_of([[BAD]] * 20), 64)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_an_encoder_that_fails_on_everything_is_called_sick(encoder: Frail, rows: int) -> None:
+    with pytest.raises(SickDevice, match="is sick"):
+        encode_packed(encoder, tokens_of([[BAD]] * rows), 64)
+
+
+@pytest.mark.parametrize("encoder", [Frail(raises=True), Frail(nan=True)], ids=["raises", "nan"])
+def test_if_all_texts_of_a_block_are_bad_a_healthy_encoder_says_so(encoder: Frail) -> None:
+    result = encode_packed(encoder, tokens_of([[BAD]] * 20), 64, witness=tokens_of([[1, 2]]))
+    assert not result.done_N.any()
+
+
+class Dying(HashingEncoder):
+    """A device that breaks for good after some passes."""
+
+    def __init__(self, passes: int, nan: bool) -> None:
+        super().__init__(8)
+        self.passes, self.nan = passes, nan
+
+    def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
+        self.passes -= 1
+        if self.passes < 0 and not self.nan:
+            raise RuntimeError("unspecified launch failure")
+        return super().encode(batch) * (np.float32(np.nan) if self.passes < 0 else np.float32(1))
+
+
+@pytest.mark.parametrize("nan", [False, True], ids=["raises", "nan"])
+def test_a_device_that_breaks_in_the_middle_of_a_block_puts_no_text_aside(nan: bool) -> None:
+    with pytest.raises(SickDevice, match="is sick"):
+        encode_packed(Dying(2, nan), tokens_of(ROWS), 32)

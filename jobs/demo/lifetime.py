@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 
-PR_SET_PDEATHSIG = 1
+from pipeline.isolation import end_with_parent
 
 
 @contextlib.contextmanager
@@ -37,12 +38,4 @@ def die_with_parent() -> Callable[[], None] | None:
     """Give what a child runs before its program: even kill -9 of this process then ends it (Linux)."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def in_child() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call above
-            os._exit(1)
-
-    return in_child
+    return partial(end_with_parent, ctypes.CDLL(None).prctl, os.getpid())

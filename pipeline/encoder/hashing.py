@@ -36,6 +36,9 @@ class HashingEncoder:
             vectors_BD += rows_RD[((hashes_B >> np.uint64(10 * table + 14)) % np.uint64(ROWS)).astype(np.int64)]
         return vectors_BD
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     @staticmethod
     def _hash_rows(batch: TokenBatch) -> NDArray[np.uint64]:
         lengths_B = batch.lengths_N

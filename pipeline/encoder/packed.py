@@ -9,16 +9,13 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.batching import pack_by_tokens
 from pipeline.encoder.protocol import Encoder
-from pipeline.errors import EncoderError
+from pipeline.errors import SickDevice
 from pipeline.records import TokenBatch
 
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "OutOfMemoryError"
 """Name of torch's error; a smaller batch may pass where this one did not."""
-
-FEW_ROWS = 8
-"""Of so few rows all may be bad; if all of more fail, it is the encoder that is sick."""
 
 
 @dataclass(slots=True)
@@ -38,18 +35,23 @@ class Encoded:
     seconds: float = 0.0
 
 
-def encode_packed(encoder: Encoder, tokens: TokenBatch, batch_tokens: int) -> Encoded:
+def encode_packed(
+    encoder: Encoder, tokens: TokenBatch, batch_tokens: int, witness: TokenBatch | None = None
+) -> Encoded:
     """Encode N texts in batches of near-equal length and give the vectors back in the order of the texts.
 
     A batch that fails is halved, down to the single row, so that one bad text costs some passes and no other text.
-    Where the device runs out of memory, all that is left is packed anew under half of the budget.
+    Where the device runs out of memory, all that is left is packed anew under half of the budget. No text is put
+    aside on the word of a device that fails on a good one.
 
     Args:
         tokens: N rows, each at most `encoder.max_tokens` long.
         batch_tokens: padded tokens per forward pass.
+        witness: one text that this process has encoded before; None = the first and last token of the first text,
+            which with most tokenizers are the special tokens of an empty one.
 
     Raises:
-        EncoderError: every row failed: the model or its device is sick, not the texts.
+        SickDevice: the witness fails too: it is the model or its device, not the texts.
     """
     started = time.perf_counter()
     result = Encoded(np.empty((len(tokens), encoder.dimension), np.float32), np.zeros(len(tokens), np.bool_))
@@ -60,9 +62,10 @@ def encode_packed(encoder: Encoder, tokens: TokenBatch, batch_tokens: int) -> En
         try:
             vectors_BD = encoder.encode(take(tokens, rows_B))
         except Exception as error:  # noqa: BLE001  whatever a model raises must cost one row at most
-            if len(rows_B) == 1:
-                _check_health(encoder, tokens, result, type(error).__name__)
-            pending = _after_fault(type(error).__name__, rows_B, pending, lengths_N, batch_tokens, result)
+            name = type(error).__name__
+            if len(rows_B) == 1 and not result.failures:
+                check_health(encoder, _witness(tokens, result, witness), name)
+            pending = _after_fault(name, rows_B, pending, lengths_N, batch_tokens, result)
             continue
         finite_B = np.isfinite(vectors_BD).all(axis=1)
         if not finite_B.all() and len(rows_B) > 1:
@@ -72,32 +75,36 @@ def encode_packed(encoder: Encoder, tokens: TokenBatch, batch_tokens: int) -> En
         result.padded_tokens += len(rows_B) * int(lengths_N[rows_B].max())
         result.batches += 1
     result.vectors_ND[~result.done_N] = np.nan
-    if len(tokens) > FEW_ROWS and not result.done_N.any():
+    if not result.done_N.all():
         how = ", ".join(sorted(set(result.failures.values()))) or "NaN or infinite vectors"
-        raise EncoderError(
-            f"all {len(tokens)} texts of a Block failed ({how}): the model or its device ({encoder.device}) is sick; "
-            "nothing of this Block was written"
-        )
+        check_health(encoder, _witness(tokens, result, witness), how)
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _check_health(encoder: Encoder, tokens: TokenBatch, result: Encoded, error: str) -> None:
-    """Encode a text again that passed before: if it fails now, it is not the texts that are bad.
+def _witness(tokens: TokenBatch, result: Encoded, witness: TokenBatch | None) -> TokenBatch:
+    """Return a text that is known to be good: one of this call, else of an earlier one, else nearly an empty one."""
+    passed = np.flatnonzero(result.done_N)
+    if len(passed):
+        return take(tokens, passed[-1:])
+    return witness or TokenBatch(tokens.token_ids_T[[0, int(tokens.offsets_N1[1]) - 1]], np.array([0, 2]))
+
+
+def check_health(encoder: Encoder, witness: TokenBatch, fault: str) -> None:
+    """Encode a good text after a fault: if that fails too, it is not the texts that are bad.
 
     Raises:
-        EncoderError: the device does not recover; no text may be put aside on its word.
+        SickDevice: the device does not recover.
     """
-    passed = np.flatnonzero(result.done_N)
-    if not len(passed):
-        return
     try:
-        encoder.encode(take(tokens, passed[:1]))
-    except Exception as again:
-        raise EncoderError(
-            f"after a {error} the device ({encoder.device}) fails on texts it has encoded before "
-            f"({type(again).__name__}); it is sick, nothing of this Block was written"
-        ) from again
+        how = "" if np.isfinite(encoder.encode(witness)).all() else "NaN or infinite vectors"
+    except Exception as error:  # noqa: BLE001  what a sick device raises is anybody's guess
+        how = type(error).__name__
+    if how:
+        raise SickDevice(
+            f"after {fault} the device ({encoder.device}) fails on a good text too ({how}): the model or the device is "
+            "sick; nothing of this Block was written"
+        )
 
 
 def _after_fault(

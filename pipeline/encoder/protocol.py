@@ -34,3 +34,7 @@ class Encoder(Protocol):
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors of one batch, (B, D), in its order, not yet truncated or normalised."""
         ...
+
+    def close(self) -> None:
+        """Give back what it holds of the device; it is not asked again."""
+        ...

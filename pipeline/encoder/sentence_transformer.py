@@ -1,5 +1,6 @@
 """A sentence-transformers model as an Encoder: its own modules, fed with padded token batches."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -138,3 +139,10 @@ class SentenceTransformerEncoder:
             if hidden is not None and hidden.dtype is not torch.float32:
                 features["token_embeddings"] = hidden.float()
         return cast("NDArray[np.float32]", features["sentence_embedding"].float().cpu().numpy())
+
+    def close(self) -> None:
+        """Unload the model, so that another process finds the device's memory free."""
+        del self.model
+        gc.collect()
+        if self._place.type == "cuda":
+            torch.cuda.empty_cache()

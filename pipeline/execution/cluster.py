@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,12 @@ import ray
 import ray.data
 
 from pipeline.config import Runtime
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, EncoderError, PipelineError
+from pipeline.execution.attempts import MAX_STRIKES
+from pipeline.units import counted
+
+Resources = Mapping[str, float]
+"""What a node offers, by Ray's names."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +70,8 @@ def start_ray(runtime: Runtime) -> None:
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise PipelineError(f"cannot start or reach Ray at {address}: {error}") from error
+    # Ray tells of dead workers on stdout, even with log_to_driver off, and has no other switch for it (2.60).
+    ray._private.worker._worker_logs_enabled = False
 
 
 @contextmanager
@@ -91,13 +98,23 @@ def configure_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a stage raises is told once, by us
 
 
-def divide(runtime: Runtime) -> Shares:
+def divide(runtime: Runtime, left_out: Mapping[str, str] | None = None) -> Shares:
     """Decide how many encoders run and what they reserve, from what the cluster has now.
+
+    Args:
+        left_out: nodes that no encoder may run on, each with what its last encoder has said.
 
     Raises:
         ConfigError: more is asked for than the cluster has.
+        EncoderError: encoders have failed on all of its nodes.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    nodes = [node["Resources"] for node in alive if node["NodeID"] not in (left_out or {})]
+    if left_out and (not nodes or not _can_encode(nodes, [node["Resources"] for node in alive], runtime)):
+        raise EncoderError(
+            f"no healthy encoder is left: on {counted(len(left_out), 'node')} {MAX_STRIKES} encoders failed on good "
+            f"texts. The last said: {list(left_out.values())[-1]}"
+        )
     if not nodes:
         raise PipelineError("the Ray cluster has no node with CPUs; start one, or check runtime.ray_address")
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
@@ -109,6 +126,8 @@ def divide(runtime: Runtime) -> Shares:
     if gpus_per_encoder > 0:
         room = sum(_encoders_on(int(node.get("GPU", 0)), gpus_per_encoder) for node in nodes)
         encoders = max(1, room) if runtime.encoders == "auto" else runtime.encoders
+        if encoders > room and left_out:
+            encoders = max(1, room)
         if encoders > room:
             raise ConfigError(
                 f"runtime asks for {encoders} encoders with {gpus_per_encoder:g} GPUs each; the cluster's {gpus:g} "
@@ -119,6 +138,12 @@ def divide(runtime: Runtime) -> Shares:
     per_node = math.ceil(encoders / len(nodes))
     threads = max(1, int(cores) // per_node)
     return Shares(encoders, round(cores * NODE_SHARE / per_node, 2), 0.0, threads, stage_cpus)
+
+
+def _can_encode(nodes: Sequence[Resources], all_nodes: Sequence[Resources], runtime: Runtime) -> bool:
+    """Whether these nodes have a GPU, if encoders hold one."""
+    wants_gpu = runtime.gpus_per_encoder != 0 and any(node.get("GPU") for node in all_nodes)
+    return not wants_gpu or any(node.get("GPU") for node in nodes)
 
 
 def _encoders_on(gpus: int, gpus_per_encoder: float) -> int:

@@ -17,6 +17,11 @@ EMULATED = (
     "is faster here (and makes other vectors: everything is embedded anew)"
 )
 
+ISOLATED = (
+    "some Blocks had killed their workers again and again and were done in processes of their own, row by row where it "
+    "had to be; what still died is in quarantine as kills_process"
+)
+
 OUT_OF_MEMORY = "a device ran out of memory at the batch_tokens of the config"
 
 
@@ -103,6 +108,8 @@ class RunReport:
             self.stage_seconds[stage] += metrics.get(f"{stage}_seconds", 0.0)
         if metrics.get("emulated_compute") and EMULATED not in self.warnings:
             self.warnings.append(EMULATED)
+        if metrics.get("isolated") and ISOLATED not in self.warnings:
+            self.warnings.append(ISOLATED)
         if safe := int(metrics.get("safe_batch_tokens", 0)):
             self.warnings = [warning for warning in self.warnings if not warning.startswith(OUT_OF_MEMORY)]
             self.warnings.append(f"{OUT_OF_MEMORY}; the run went on with {safe}: set runtime.batch_tokens to that")

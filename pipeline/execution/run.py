@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from types import FrameType
@@ -21,6 +21,7 @@ import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import PipelineError, SnapshotConflict, StorageError
+from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
@@ -165,7 +166,7 @@ def _encode_missing(
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
     from pipeline.execution.cluster import configure_data, divide, start_ray, stop_ray
-    from pipeline.execution.streaming import stream_blocks, watched
+    from pipeline.execution.streaming import Todo, stream_healthy, watched
 
     watch(Progress("starting Ray"))
     starting = time.perf_counter()
@@ -174,17 +175,22 @@ def _encode_missing(
         configure_data()
         shares = divide(config.runtime)
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
+        attempts = RemoteAttempts()
         settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
+        settings = replace(settings, attempts=attempts)
+        nothing = np.empty(0, np.int64)
         todo = [
-            (shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, np.empty(0, np.int64)).tolist())
+            Todo(shard, plan.done_blocks(shard.shard_id), tuple(plan.dropped.get(shard.shard_id, nothing).tolist()))
             for shard in plan.embed
         ]
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
-        blocks = watched(
-            stream_blocks(todo, settings, shares), plan.embed, config.runtime.stall_minutes * 60, JOURNAL_SECONDS
-        )
+        stream = stream_healthy(todo, settings, config.runtime, shares)
+        blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
         with _stopping_on_sigterm():
-            return _follow(blocks, sizes, journal, report, watch, starting)
+            receipts = _follow(blocks, sizes, journal, report, watch, starting)
+        for node, error in attempts.excluded().items():
+            report.warnings.append(f"node {node} was left out, its encoders failed on good texts ({error})")
+        return receipts
     finally:
         stop_ray()
 

@@ -4,13 +4,14 @@ A Ray Data row is a whole Block: its tables travel as Arrow IPC, so that schemas
 of a stage is exactly one Block, whatever Ray would make of its size.
 """
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import orjson
@@ -19,10 +20,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings, one_array
-from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.packed import Encoded, encode_packed, take
+from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.vectors import finish, to_stored
+from pipeline.errors import PipelineError, SickDevice, SourceError
+from pipeline.execution.attempts import Attempts, Marks, Verdict, marked, replace_process
+from pipeline.execution.isolated import IsolatedEncoder, survivors
 from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import ModelReference, open_encoder
+from pipeline.isolation import ProcessDied
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
 from pipeline.schemas import BYTE_OFFSET, QUARANTINE, RAW_BYTES, ROW, SPAN, SPANS_PER_SHARD, TEXT, TOKEN_IDS
 from pipeline.storage.filesystem import Store, open_source
@@ -56,6 +62,8 @@ class StageSettings:
     metadata: dict[str, Any]
     event_time: pa.Scalar
     """First run that saw the text, where the source has no time of its own."""
+    attempts: Marks = field(default_factory=Attempts)
+    """Where workers mark what they begin and end."""
 
 
 class CountedOpener:
@@ -89,9 +97,24 @@ def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
     for shard_json, done, dropped in zip(*columns, strict=True):
         shard = Shard.from_json(orjson.loads(shard_json))
         counted = CountedOpener()
-        for block in read_shard(shard, settings.columns, settings.rows_per_part, counted, frozenset(done)):
+        blocks = read_shard(shard, settings.columns, settings.rows_per_part, counted, frozenset(done))
+        for number in itertools.count():
+            with marked(settings.attempts, "read", shard, number) as verdict:
+                _check_readable(shard, verdict)
+                block = next(blocks, None)
+            if block is None:
+                break
             block = _without_dropped(block, dropped)
             yield to_row(shard, replace(block, metrics=block.metrics | {"source_bytes": counted.taken()}))
+
+
+def _check_readable(shard: Shard, verdict: Verdict) -> None:
+    if verdict.is_deadly:
+        uris = ", ".join(span.file.uri for span in shard.spans[:3])
+        raise SourceError(
+            f"reading {uris} has killed {verdict.deaths} workers; leave the file out or write it again, and look for "
+            "what ended them (want of memory, for instance)"
+        )
 
 
 def _without_dropped(block: Block, dropped: list[int]) -> Block:
@@ -108,10 +131,29 @@ def tokenize_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Tab
     """Cut long texts if asked to, and add token ids, token counts and text hashes."""
     for shard, block in from_rows(batch):
         started = time.perf_counter()
-        documents = tokenize_documents(block.documents, settings)
-        metrics = block.metrics | _token_metrics(documents)
+        with marked(settings.attempts, "tokenize", shard, block.number) as verdict:
+            if verdict.is_deadly:
+                block = tokenize_survivors(shard, block, settings)
+            else:
+                block = replace(block, documents=tokenize_documents(block.documents, settings))
+        metrics = block.metrics | _token_metrics(block.documents)
         metrics["tokenize_seconds"] = time.perf_counter() - started
-        yield to_row(shard, replace(block, documents=documents, metrics=metrics))
+        yield to_row(shard, replace(block, metrics=metrics))
+
+
+def tokenize_survivors(shard: Shard, block: Block, settings: StageSettings) -> Block:
+    """Tokenise a Block that has killed its workers; the rows that do it go to quarantine."""
+    build = partial(_tokenizing, replace(settings, attempts=Attempts()))
+    tables, deadly = survivors(block.documents, build)
+    documents = pa.concat_tables([*tables, tokenize_documents(block.documents.slice(0, 0), settings)])
+    if len(deadly):
+        error = "tokenising this text alone ends its process"
+        block = _quarantined(shard, block, block.documents.take(pa.array(deadly)), Reason.KILLS_PROCESS, error)
+    return replace(block, documents=documents, metrics=block.metrics | {"isolated": 1.0})
+
+
+def _tokenizing(settings: StageSettings) -> Callable[[pa.Table], pa.Table]:
+    return partial(tokenize_documents, settings=settings)
 
 
 def tokenize_documents(documents: pa.Table, settings: StageSettings) -> pa.Table:
@@ -159,23 +201,71 @@ class EncodeBlocks:
 
     def __init__(self, settings: StageSettings) -> None:
         self.settings, self.batch_tokens = settings, settings.batch_tokens
-        self.encoder = open_encoder(settings.model, settings.compute, settings.tokenizer.prompt, settings.threads)
+        self.witness: TokenBatch | None = None
+        """A text that this process has encoded."""
+        spec = settings
+        self._open = partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads)
+        self.encoder = self._opened()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for shard, block in from_rows(batch):
             yield to_row(shard, self.encode(shard, block))
 
     def encode(self, shard: Shard, block: Block) -> Block:
-        """Return the Block with its vector column(s); rows without a finite vector go to quarantine."""
-        settings, documents = self.settings, block.documents
-        ids = one_array(documents[TOKEN_IDS])
-        offsets_N1 = ids.offsets.to_numpy().astype(np.int64)
-        tokens = TokenBatch(ids.values.to_numpy(), offsets_N1)
-        encoded = encode_packed(self.encoder, tokens, self.batch_tokens)
+        """Return the Block with its vector column(s); rows without a finite vector go to quarantine.
+
+        Raises:
+            SickDevice: the device fails on good texts, as it did for others on this node; where it is the first to
+                fail so, its process ends to be replaced.
+        """
+        ids = one_array(block.documents[TOKEN_IDS])
+        tokens = TokenBatch(ids.values.to_numpy(), ids.offsets.to_numpy().astype(np.int64))
+        try:
+            with marked(self.settings.attempts, "encode", shard, block.number) as verdict:
+                self.batch_tokens = min(self.batch_tokens, verdict.batch_tokens or self.batch_tokens)
+                encoded = self._encode_isolated(tokens) if verdict.is_deadly else self._encode(self.encoder, tokens)
+        except SickDevice as error:
+            self._give_up(error)
+        block = replace(block, metrics=block.metrics | {"isolated": float(verdict.is_deadly)})
+        return self._with_vectors(shard, block, encoded)
+
+    def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:
+        encoded = encode_packed(encoder, tokens, self.batch_tokens, self.witness)
         if encoded.safe_batch_tokens:
-            self.batch_tokens = max(encoded.safe_batch_tokens, settings.tokenizer.max_tokens)
+            self.batch_tokens = max(encoded.safe_batch_tokens, self.settings.tokenizer.max_tokens)
+            self.settings.attempts.lower(self.batch_tokens)
+        if self.witness is None and encoded.done_N.any():
+            self.witness = take(tokens, np.flatnonzero(encoded.done_N)[-1:])
+        return encoded
+
+    def _encode_isolated(self, tokens: TokenBatch) -> Encoded:
+        """Encode a Block that has killed encoders in a child process; the device is free for it meanwhile."""
+        isolated = IsolatedEncoder(self.encoder, self._open)
+        self.encoder.close()
+        try:
+            return self._encode(isolated, tokens)
+        finally:
+            isolated.close()
+            self.encoder = self._opened()
+
+    def _opened(self) -> Encoder:
+        try:
+            return self._open()
+        except PipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001  what a sick device raises is anybody's guess
+            place = " ".join(str(error).split())[:300]
+            self._give_up(SickDevice(f"the model cannot be loaded on its device: {type(error).__name__}: {place}"))
+
+    def _give_up(self, error: SickDevice) -> NoReturn:
+        """Leave the work to a fresh process, or end the round if this node has failed too often."""
+        if self.settings.attempts.strike(str(error)):
+            replace_process()
+        raise error
+
+    def _with_vectors(self, shard: Shard, block: Block, encoded: Encoded) -> Block:
+        settings, documents = self.settings, block.documents.drop_columns([TOKEN_IDS])
         vectors_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
-        documents = documents.drop_columns([TOKEN_IDS])
         if not encoded.done_N.all():
             block, good_N = _without_vectors(shard, block, documents, encoded.done_N, encoded.failures)
             documents, vectors_ND = documents.filter(pa.array(good_N)), vectors_ND[good_N]
@@ -197,19 +287,24 @@ def _without_vectors(
     shard: Shard, block: Block, documents: pa.Table, good_N: NDArray[np.bool_], failures: dict[int, str]
 ) -> tuple[Block, NDArray[np.bool_]]:
     """Quarantine the documents of which a row has no vector, all their chunks with them; return who is left."""
-    positions = _positions(documents)
-    failed = pa.array(sorted(failures), pa.int64())
-    raised = pc.is_in(positions, value_set=one_array(positions).take(failed))
-    bad = pc.is_in(positions, value_set=positions.filter(pa.array(~good_N)))
-    not_finite = pc.and_not(bad, raised)
+    positions = one_array(_positions(documents))
+
+    def documents_of(rows: Iterable[int]) -> pa.Array:
+        return pc.is_in(positions, value_set=positions.take(pa.array(list(rows), pa.int64())))
+
+    killed = documents_of(row for row, name in failures.items() if name == ProcessDied.__name__)
+    raised = pc.and_not(documents_of(failures), killed)
+    bad = documents_of(np.flatnonzero(~good_N))
+    not_finite = pc.and_not(bad, pc.or_(raised, killed))
     names = ", ".join(sorted(set(failures.values())))
     for rows, reason, error in (
+        (killed, Reason.KILLS_PROCESS, "encoding this text alone ends its process"),
         (raised, Reason.ENCODE_FAILED, f"the forward pass raises even for this text alone: {names}"),
         (not_finite, Reason.NOT_FINITE, "the model gave NaN or an infinity"),
     ):
         if pc.any(rows).as_py():
             block = _quarantined(shard, block, documents.filter(rows), reason, error)
-    return block, np.logical_not(one_array(bad).to_numpy(zero_copy_only=False))
+    return block, np.logical_not(bad.to_numpy(zero_copy_only=False))
 
 
 def write_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
@@ -217,7 +312,8 @@ def write_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]
     store = _store(settings.output_uri)
     for shard, block in from_rows(batch):
         started = time.perf_counter()
-        receipt = write_block(store, shard, block, settings)
+        with marked(settings.attempts, "write", shard, block.number):
+            receipt = write_block(store, shard, block, settings)
         receipt.metrics["write_seconds"] = time.perf_counter() - started
         yield pa.table({"receipt": pa.array([orjson.dumps(receipt.to_json())], pa.binary())})
 

@@ -1,10 +1,12 @@
 """The Ray Data pipeline itself: Shards in, receipts out, four stages that overlap."""
 
+import logging
 import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,32 +16,93 @@ import ray.data
 import ray.exceptions
 
 from pipeline import errors
-from pipeline.errors import PipelineError
-from pipeline.execution.cluster import Shares
+from pipeline.config import Runtime
+from pipeline.errors import PipelineError, SickDevice
+from pipeline.execution.attempts import Work
+from pipeline.execution.cluster import Shares, divide
 from pipeline.execution.stages import EncodeBlocks, StageSettings, read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt, Shard
+from pipeline.units import duration
+
+logger = logging.getLogger(__name__)
 
 MAX_READ_TASKS = 2000
 """Shards beyond this share read tasks: each task costs the scheduler some 10 ms."""
 
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives every node this label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What is missing of one Shard."""
+
+    shard: Shard
+    done_blocks: frozenset[int]
+    """Blocks that need no work."""
+    dropped: tuple[int, ...] = ()
+    """Rows to leave out, by their position in the Shard, ascending: their id stands elsewhere before."""
+
+
+def stream_healthy(
+    todo: Sequence[Todo], settings: StageSettings, runtime: Runtime, shares: Shares
+) -> Iterator[BlockReceipt]:
+    """Yield the receipt of every missing Block as it is written, in any order, on healthy nodes only.
+
+    When the encoders of a node have failed too often on good texts, the stream ends there, and what is still missing
+    is streamed anew without that node.
+
+    Args:
+        todo: what is missing.
+        settings: for the stages.
+        runtime: by which the cluster is divided when a node is left out.
+        shares: of the cluster as it is now.
+
+    Raises:
+        EncoderError: no node is left on which an encoder works.
+        PipelineError: what a stage has raised, as it was raised.
+    """
+    missing = {one.shard.shard_id: one for one in todo}
+    blocks_of: dict[str, int] = {}
+    left_out: dict[str, str] = {}
+    while True:
+        try:
+            for receipt in stream_blocks(list(missing.values()), settings, shares, left_out.keys()):
+                one = missing[receipt.shard_id]
+                missing[receipt.shard_id] = replace(one, done_blocks=one.done_blocks | {receipt.block})
+                if receipt.is_last:
+                    blocks_of[receipt.shard_id] = receipt.block + 1
+                yield receipt
+            return
+        except SickDevice:
+            sick = settings.attempts.excluded()
+            if sick.keys() <= left_out.keys():
+                raise
+            left_out = sick
+            missing = {key: one for key, one in missing.items() if len(one.done_blocks) != blocks_of.get(key)}
+            logger.warning("event=nodes_left_out nodes=%s", ",".join(sorted(left_out)))
+            shares = divide(runtime, left_out)
+            settings.attempts.forget_begun()
+
 
 def stream_blocks(
-    todo: Sequence[tuple[Shard, frozenset[int], list[int]]], settings: StageSettings, shares: Shares
+    todo: Sequence[Todo], settings: StageSettings, shares: Shares, left_out: Collection[str] = ()
 ) -> Iterator[BlockReceipt]:
     """Yield the receipt of every missing Block as it is written, in any order.
 
     Args:
-        todo: Shards, each with the Blocks that need no work and the positions of rows to leave out.
+        todo: what is missing.
         settings: for the stages.
         shares: what the workers reserve. Stages must differ in it: equal neighbours would be fused into one task
             and no longer overlap.
+        left_out: nodes that no encoder may run on.
 
     Raises:
         PipelineError: what a stage has raised, as it was raised.
     """
     rows = [
-        {"shard": orjson.dumps(shard.to_json()), "done_blocks": sorted(done), "dropped": dropped}
-        for shard, done, dropped in todo
+        {"shard": orjson.dumps(one.shard.to_json()), "done_blocks": sorted(one.done_blocks), "dropped": one.dropped}
+        for one in todo
     ]
     options: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     blocks = (
@@ -52,6 +115,7 @@ def stream_blocks(
             compute=ray.data.ActorPoolStrategy(size=shares.encoders),
             num_cpus=shares.encoder_cpus,
             num_gpus=shares.encoder_gpus or None,
+            label_selector={NODE_LABEL: f"!in({','.join(sorted(left_out))})"} if left_out else None,
             **options,
         )
         .map_batches(partial(write_blocks, settings=settings), num_cpus=shares.stage_cpus, **options)
@@ -65,16 +129,19 @@ def stream_blocks(
 
 
 def watched(
-    blocks: Iterator[BlockReceipt], shards: Sequence[Shard], stall_seconds: float, tick_seconds: float
+    blocks: Iterator[BlockReceipt],
+    stall_seconds: float,
+    tick_seconds: float,
+    standing: Callable[[], Sequence[tuple[Work, float]]],
 ) -> Iterator[BlockReceipt | None]:
     """Pass receipts on, a None at least every tick, and end a run in which no receipt has come for too long.
 
     The stream is drawn in a thread, so that this one stays awake for signals and for the clock.
 
     Args:
-        shards: all that are worked on; those without their last Block are named when nothing moves.
         stall_seconds: longest wait for a receipt, the start of the encoders included.
         tick_seconds: longest wait for anything.
+        standing: what workers have begun and not ended, the longest first, with its age in seconds.
 
     Raises:
         PipelineError: what the stream raises, or that it stands still.
@@ -90,7 +157,6 @@ def watched(
             arrivals.put(error)
 
     threading.Thread(target=draw, name="blocks", daemon=True).start()
-    unfinished = {shard.shard_id: shard for shard in shards}
     last_arrival = time.monotonic()
     while True:
         try:
@@ -99,19 +165,28 @@ def watched(
             if time.monotonic() - last_arrival < stall_seconds:
                 yield None
                 continue
-            uris = [span.file.uri for shard in unfinished.values() for span in shard.spans]
             raise PipelineError(
-                f"no Block was finished for {stall_seconds / 60:g} minutes (runtime.stall_minutes); "
-                f"{len(unfinished)} Shards are waited for, the first of {', '.join(uris[:3])}; what was encoded is kept"
+                f"no Block was finished for {duration(stall_seconds)} (runtime.stall_minutes); {_told(standing())}; "
+                "what was encoded is kept, run again to go on"
             ) from None
         last_arrival = time.monotonic()
         if arrival is None:
             return
         if isinstance(arrival, BaseException):
             raise arrival
-        if arrival.is_last:
-            unfinished.pop(arrival.shard_id, None)
         yield arrival
+
+
+def _told(standing: Sequence[tuple[Work, float]]) -> str:
+    """Return which stage of which Shard stands still."""
+    if not standing:
+        return "no worker has begun anything: the cluster may lack the CPUs or GPUs that the stages ask for"
+    work, seconds = standing[0]
+    others = f", and {len(standing) - 1} more" if len(standing) > 1 else ""
+    return (
+        f"{work.stage} of Shard {work.shard_id}, Block {work.block} ({work.place}) was begun {duration(seconds)} ago "
+        f"and has not ended{others}"
+    )
 
 
 def told_by_stage(error: BaseException) -> PipelineError:

@@ -1,0 +1,174 @@
+"""Attempt marks: what each worker has begun and not ended, which Blocks kill workers, and which devices are sick.
+
+One small actor per run keeps the book, so that a mark costs a message and no request to the store. If it dies it starts
+empty: some deaths are counted anew, nothing is lost.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.records import Shard
+
+logger = logging.getLogger(__name__)
+
+MAX_DEATHS = 3
+"""After so many workers that died over one Block, it is tried in a process that may die, row by row if need be."""
+
+MAX_STRIKES = 3
+"""After so many encoders that failed on everything, a node is left out for the rest of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a worker does at one moment: a stage of one Block."""
+
+    stage: str
+    """read, tokenize, encode or write."""
+    shard_id: str
+    block: int
+    place: str
+    """Address of the first file of the Shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the book knows when a worker begins."""
+
+    deaths: int = 0
+    """Workers that have begun the same work and never ended it."""
+    batch_tokens: int | None = None
+    """Budget that fits the devices of this run, once one has run out of memory."""
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether the work must be done where a death does no harm."""
+        return self.deaths >= MAX_DEATHS
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The book. Without Ray it can be used as it is; `strike` then never asks for another process."""
+
+    begun: dict[Work, tuple[int, float]] = field(default_factory=dict)
+    """Work → how often it was begun since it last ended, and when it was last, on the monotonic clock."""
+    strikes: Counter[str] = field(default_factory=Counter)
+    """Node → encoders that have failed there on everything."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """Node → what the last of them has said."""
+    batch_tokens: int | None = None
+
+    def begin(self, work: Work) -> Verdict:
+        """Note that a worker begins; return what is known of this work."""
+        deaths, _ = self.begun.get(work, (0, 0.0))
+        self.begun[work] = (deaths + 1, time.monotonic())
+        return Verdict(deaths, self.batch_tokens)
+
+    def end(self, work: Work) -> None:
+        """Note that work is done, be it without success: the worker lives."""
+        self.begun.pop(work, None)
+
+    def strike(self, error: str, node: str = "this machine") -> bool:
+        """Note that an encoder failed on everything; return whether another process may try on this node."""
+        self.strikes[node] += 1
+        self.errors[node] = error
+        return node != "this machine" and self.strikes[node] < MAX_STRIKES
+
+    def lower(self, batch_tokens: int) -> None:
+        """Note a budget that a device can bear, for all encoders of the run."""
+        self.batch_tokens = min(batch_tokens, self.batch_tokens or batch_tokens)
+
+    def excluded(self) -> dict[str, str]:
+        """Return the nodes that are left out, with the last error of each."""
+        return {node: self.errors[node] for node, strikes in self.strikes.items() if strikes >= MAX_STRIKES}
+
+    def standing(self) -> list[tuple[Work, float]]:
+        """Return what was begun and has not ended, the longest first, with its age in seconds."""
+        now = time.monotonic()
+        ages = ((work, now - since) for work, (_, since) in self.begun.items())
+        return sorted(ages, key=lambda pair: -pair[1])
+
+    def forget_begun(self) -> None:
+        """Forget what was begun: its workers were stopped on purpose."""
+        self.begun.clear()
+
+
+class RemoteAttempts:
+    """The book of a run on Ray, as its workers and its driver reach it; what cannot be noted is left out."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        keeper: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=2, scheduling_strategy=here)(Attempts)
+        self._book = keeper.remote()
+
+    def begin(self, work: Work) -> Verdict:
+        verdict: Verdict = self._ask("begin", Verdict(), work)
+        return verdict
+
+    def end(self, work: Work) -> None:
+        self._book.end.remote(work)
+
+    def strike(self, error: str) -> bool:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        logger.warning("event=encoder_sick host=%s node=%s error=%s", socket.gethostname(), node, error)
+        may_try: bool = self._ask("strike", False, f"{socket.gethostname()}: {error}", node)
+        return may_try
+
+    def lower(self, batch_tokens: int) -> None:
+        self._book.lower.remote(batch_tokens)
+
+    def excluded(self) -> dict[str, str]:
+        excluded: dict[str, str] = self._ask("excluded", {})
+        return excluded
+
+    def standing(self) -> list[tuple[Work, float]]:
+        standing: list[tuple[Work, float]] = self._ask("standing", [])
+        return standing
+
+    def forget_begun(self) -> None:
+        self._ask("forget_begun", None)
+
+    def _ask(self, question: str, unanswered: Any, *arguments: Any) -> Any:
+        import ray
+        import ray.exceptions
+
+        try:
+            return ray.get(getattr(self._book, question).remote(*arguments), timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError:  # the book is lost with its node; work goes on without
+            return unanswered
+
+
+ANSWER_SECONDS = 30.0
+"""How long a worker waits for the book, which may be starting anew."""
+
+Marks = Attempts | RemoteAttempts
+
+SICK_EXIT = 75
+"""Exit code of an encoder that ends itself to be replaced by a fresh process."""
+
+
+@contextmanager
+def marked(marks: Marks, stage: str, shard: Shard, block: int) -> Iterator[Verdict]:
+    """Mark the work within as begun and as ended; a process that dies in it never ends it."""
+    work = Work(stage, shard.shard_id, block, shard.spans[0].file.uri)
+    verdict = marks.begin(work)
+    try:
+        yield verdict
+    finally:
+        marks.end(work)
+
+
+def replace_process() -> None:
+    """End this process at once; Ray starts another, with a fresh device, and gives it the same work."""
+    os._exit(SICK_EXIT)
