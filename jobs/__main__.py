@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
     "status": "show what is published in an output",
-    "verify": "read a published snapshot whole and compare it with what it says of itself",
+    "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
 MODULES = {"demo": "jobs.demo.command"}
@@ -95,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    """Return a number of rows; argparse turns the error into exit code 2."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is no number of rows; expected 1 or more")
+    return number
+
+
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name == "embed":
         command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
@@ -103,6 +111,11 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name in ("status", "verify"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
+    if name == "verify":
+        command.add_argument(
+            "--sample", type=_count, default=0, metavar="N", help="encode the texts of N random rows again and compare"
+        )
+        command.add_argument("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
     if name == "demo":
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")

@@ -1,30 +1,62 @@
-"""`verify`: read a published snapshot whole and compare it with what it says of itself."""
+"""`verify`: read a published snapshot whole, compare it with what it says of itself and with its source."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from pipeline.config_file import load_config
 from pipeline.units import counted, thousands
+
+if TYPE_CHECKING:
+    from pipeline.execution.findings import Verification
 
 FAILED_CHECK = 4
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return 0 if the snapshot is sound, 4 if not."""
-    from pipeline.execution.verify import verification_json, verify
+    import orjson
+
+    from pipeline.execution.verify import verify
     from pipeline.storage.snapshots import open_snapshot
 
     is_config = options.output.endswith((".yaml", ".yml"))
     uri = load_config(options.output, options.overrides).output.uri if is_config else options.output
-    snapshot = open_snapshot(uri)
-    result = verify(snapshot)
-    if options.json:
-        print(verification_json(result).decode())
-    else:
-        looked_at = f"snapshot {result.snapshot}: {thousands(result.rows)} rows in {counted(result.parts, 'Part')}"
-        print(f"{looked_at}: {'sound' if result.is_sound else 'NOT sound'}")
-        for finding in result.findings:
-            print(f"  {finding.check:<12} {finding.path}: {finding.detail}")
-        hidden = sum(result.counts.values()) - len(result.findings)
-        if hidden:
-            print(f"  … and {counted(hidden, 'finding')} more")
+    result = verify(open_snapshot(uri), options.sample, options.seed)
+    print(orjson.dumps(result.to_json()).decode() if options.json else verification_text(result))
     return 0 if result.is_sound else FAILED_CHECK
+
+
+def verification_text(result: "Verification") -> str:
+    """Return what a person reads: the verdict, what was compared, and what is wrong."""
+    looked_at = f"snapshot {result.snapshot}: {thousands(result.rows)} rows in {counted(result.parts, 'Part')}"
+    lines = [f"{looked_at}: {'sound' if result.is_sound else 'NOT sound'}", f"  source       {_source(result)}"]
+    if result.ids_are_unique is None:
+        lines.append("  ids          not compared: published with source.duplicate_ids: allow")
+    if result.sample:
+        lines.append(f"  sample       {_sample(result)}")
+    for finding in result.findings:
+        row = "" if finding.row is None else f" row {finding.row}"
+        lines.append(f"  {finding.check:<12} {finding.path}{row}: {finding.detail}")
+    hidden = sum(result.counts.values()) - len(result.findings)
+    if hidden:
+        lines.append(f"  … and {counted(hidden, 'finding')} more")
+    return "\n".join(lines)
+
+
+def _source(result: "Verification") -> str:
+    found = result.recount
+    text = f"{thousands(found.rows)} rows in {counted(found.shards, 'Shard')} counted again"
+    return text + _not_compared(found.not_compared, "Shard", found.why)
+
+
+def _sample(result: "Verification") -> str:
+    assert result.sample is not None
+    found, text = result.sample, "no row was encoded again"
+    if found.min_cosine is not None:
+        cosines = f"cosine at least {found.min_cosine:.6f}, mean {found.mean_cosine:.6f}"
+        text = f"{counted(found.rows, 'row')} encoded again in float32: {cosines} ({found.expected:.6f} expected)"
+    return text + _not_compared(found.not_compared, "row", found.why)
+
+
+def _not_compared(number: int, noun: str, why: str) -> str:
+    return f"; {counted(number, noun)} could not be compared ({why})" if number else ""

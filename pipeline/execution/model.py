@@ -140,4 +140,10 @@ def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int)
 
 def recipe_fingerprint(recipe: Recipe, model: ModelReference) -> str:
     """Return the fingerprint of all that decides what a vector is; the address of the model is not part of it."""
-    return fingerprint(recipe.model_dump(mode="json", exclude={"model", "revision"}) | {"model": model.identity})
+    return fingerprint_of_facts(recipe.model_dump(mode="json") | {"identity": model.identity})
+
+
+def fingerprint_of_facts(facts: dict[str, Any]) -> str:
+    """Return the fingerprint of a recipe as it stands in files and snapshots: its fields, and `identity`."""
+    decisive = {name: value for name, value in facts.items() if name not in ("model", "revision", "identity")}
+    return fingerprint(decisive | {"model": facts["identity"]})

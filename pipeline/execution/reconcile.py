@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from pipeline.errors import ReconciliationError
-from pipeline.records import BlockReceipt, Shard
+from pipeline.fingerprint import JsonValue
+from pipeline.records import BlockReceipt, Shard, Span
 
 
 def reconcile(wanted: Sequence[Shard], receipts: Iterable[BlockReceipt], chunked: bool) -> list[dict[str, Any]]:
@@ -63,9 +64,7 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) 
         raise _failure(shard, f"{rows_read} rows read, {footer} by the footers of its files")
     return {
         "shard_id": shard.shard_id,
-        "sources": orjson.dumps(
-            [[s.file.uri, s.file.version, s.position, s.file.format] for s in shard.spans]
-        ).decode(),
+        "sources": orjson.dumps([_source(span) for span in shard.spans]).decode(),
         "blocks": blocks,
         "rows_read": rows_read,
         "embedded": sum(receipt.embedded for receipt in receipts),
@@ -73,6 +72,12 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) 
         "reasons": orjson.dumps(dict(sum((Counter(r.reasons) for r in receipts), Counter()))).decode(),
         "deduplicated": sum(receipt.deduplicated for receipt in receipts),
     }
+
+
+def _source(span: Span) -> list[JsonValue]:
+    """Return what is needed to read the same rows again: `recount.shard_of` does."""
+    file = span.file
+    return [file.uri, file.version, span.position, file.format, file.size_bytes]
 
 
 def _failure(shard: Shard, what: str) -> ReconciliationError:

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipeline
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, Recipe
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import ConfigError
 from pipeline.execution.plan import Plan, read_columns_of
@@ -29,8 +29,7 @@ def stage_settings(
         ConfigError: the recipe asks for dimensions the model has not.
     """
     recipe = config.recipe
-    prompt = description.default_prompt if recipe.prompt is None else recipe.prompt
-    tokenizer = TokenizerSpec(min(recipe.max_tokens, description.max_tokens), prompt, description.tokenizer_json)
+    tokenizer = tokenizer_spec(recipe, description)
     _check_room(config, tokenizer)
     return StageSettings(
         columns=read_columns_of(plan.layout),
@@ -55,6 +54,12 @@ def stage_settings(
         },
         event_time=planned_at,
     )
+
+
+def tokenizer_spec(recipe: Recipe, description: ModelDescription) -> TokenizerSpec:
+    """Return how texts become tokens under this recipe with this model."""
+    prompt = description.default_prompt if recipe.prompt is None else recipe.prompt
+    return TokenizerSpec(min(recipe.max_tokens, description.max_tokens), prompt, description.tokenizer_json)
 
 
 def _check_room(config: JobConfig, tokenizer: TokenizerSpec) -> None:

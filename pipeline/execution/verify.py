@@ -1,191 +1,138 @@
 """The proof, taken again from the files alone: is a published Snapshot still exactly what it says it is?"""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.arrow import hash_strings, one_array, vectors_of
-from pipeline.fingerprint import content_hash
-from pipeline.storage.parquet import part_key, read_metadata, rows_hash
-from pipeline.storage.snapshots import Snapshot
+from pipeline.execution.findings import MAX_LISTED, Finding, Verification
+from pipeline.execution.model import fingerprint_of_facts
+from pipeline.execution.part_check import check_part
+from pipeline.execution.recount import recount
+from pipeline.execution.resample import check_model, resample
+from pipeline.parallel import in_order
+from pipeline.storage.parquet import part_key
+from pipeline.storage.snapshots import Snapshot, load_snapshot, snapshot_numbers
+from pipeline.storage.uniqueness import find_repeats, index_and_row, placed
 
 READERS = 4
 """Parts read at once; each is held in memory whole."""
 
-NORM_TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "int8": 2e-2}
-"""How far from 1 the length of a stored vector may be, by how it is stored."""
-
-MAX_LISTED = 100
-"""Findings listed one by one; beyond that only counted."""
+LINES = 4096
+"""Lines of the table of Parts that are Python objects at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong."""
+def verify(snapshot: Snapshot, sample: int = 0, seed: int = 0) -> Verification:
+    """Read every Part of a Snapshot and compare it with what the Snapshot says of it, and of its source.
 
-    check: str
-    """missing, size, content, stray, rows, recipe, duplicate_id, width, not_finite, norm or zero."""
-    path: str
-    detail: str
+    Memory: two Parts per reader and 24 bytes for each of a million ids; more of them go through a temporary folder
+    (`uniqueness.find_repeats`). What is listed (files, Parts, Shards) is held, rows are not.
 
+    Args:
+        sample: random rows whose texts are encoded again; the model is loaded for them only.
+        seed: the same one draws the same rows.
 
-@dataclass(slots=True)
-class Verification:
-    """What was looked at, and what was found."""
-
-    snapshot: int
-    parts: int = 0
-    rows: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def is_sound(self) -> bool:
-        return not self.counts
-
-    def add(self, finding: Finding) -> None:
-        """Take in a finding."""
-        self.counts[finding.check] += 1
-        if len(self.findings) < MAX_LISTED:
-            self.findings.append(finding)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        listed = [{"check": f.check, "path": f.path, "detail": f.detail} for f in self.findings]
-        head = {"snapshot": self.snapshot, "parts": self.parts, "rows": self.rows, "is_sound": self.is_sound}
-        return head | {"counts": dict(self.counts), "findings": listed}
-
-
-@dataclass(frozen=True, slots=True)
-class PartCheck:
-    """What one Part has shown."""
-
-    findings: list[Finding]
-    id_hashes_N: NDArray[np.void]
-    """16 bytes per row that name its id (and chunk): enough to find a duplicate, small enough for 100 M rows."""
-
-
-def verify(snapshot: Snapshot) -> Verification:
-    """Read every Part of a Snapshot and compare it with what the Snapshot says of it.
-
-    Memory: some Parts at a time, and 16 bytes per row to find duplicate ids.
+    Raises:
+        EncoderError: a sample is asked for, and the model is not the one that the Snapshot was made with.
+        StorageError: the output cannot be read.
     """
     result = Verification(snapshot.number)
-    table = snapshot.parts.to_pylist()
-    _check_listing(snapshot, table, result)
-    with ThreadPoolExecutor(READERS) as pool:
-        hashes = []
-        for check in pool.map(lambda part: check_part(snapshot, part), table):
-            hashes.append(check.id_hashes_N)
-            for finding in check.findings:
-                result.add(finding)
-    result.parts = sum(part["kind"] == "embeddings" for part in table)
-    result.rows = sum(map(len, hashes))
-    _check_ids(snapshot, hashes, result)
+    model = check_model(snapshot) if sample else None
+    _check_record(snapshot, result)
+    _check_listing(snapshot, result)
+    repeated = 0
+    for repeats_R2 in find_repeats(_checked_ids(snapshot, result)):
+        if snapshot.record.duplicate_ids != "allow":
+            repeated += len(repeats_R2)
+            _add_repeats(snapshot, repeats_R2, result)
+    if snapshot.record.duplicate_ids != "allow":
+        result.ids_are_unique = not repeated
     _check_totals(snapshot, result)
+    recount(snapshot, result)
+    if model:
+        resample(snapshot, model, sample, seed, result)
     return result
 
 
-def _check_listing(snapshot: Snapshot, table: Sequence[dict[str, Any]], result: Verification) -> None:
-    """Look for files in the Snapshot's folders that it does not name."""
-    own = {part_key(p["kind"], p["folder"], p["path"]) for p in table}
-    for kind in ("snapshots", "quarantine"):
-        for key in snapshot.store.files(f"{kind}/{snapshot.record.folder}"):
-            if key not in own:
-                result.add(Finding("stray", key, "lies in the folder and is not part of the snapshot"))
+def _lines(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+    """Yield the Parts of the Snapshot, in the order of its table."""
+    for batch in snapshot.parts.to_batches(LINES):
+        yield from batch.to_pylist()
 
 
-def check_part(snapshot: Snapshot, part: dict[str, Any]) -> PartCheck:
-    """Compare one Part with its line in the Snapshot; every vector is looked at."""
-    key = part_key(part["kind"], part["folder"], part["path"])
-    none = np.empty(0, "V16")
-    content = snapshot.store.read(key)
-    if content is None:
-        return PartCheck([Finding("missing", key, f"{part['rows']} rows")], none)
-    if len(content) != part["size_bytes"]:
-        return PartCheck([Finding("size", key, f"{len(content)} bytes, published with {part['size_bytes']}")], none)
-    if part["file_hash"] != content_hash(content):
-        return PartCheck([Finding("content", key, "the bytes are not those that were published")], none)
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        rows = file.read()
-    except (pa.ArrowException, OSError) as error:
-        return PartCheck([Finding("content", key, f"cannot be read: {error}")], none)
-    facts = read_metadata(file.metadata.metadata or {})
-    findings = list(_check_rows(snapshot, part, rows, facts, key))
-    is_data = part["kind"] == "embeddings"
-    return PartCheck(findings, _id_hashes(rows) if is_data else none)
+def _checked_ids(snapshot: Snapshot, result: Verification) -> Iterator[NDArray[np.void]]:
+    """Check every Part; yield the hashes of its ids with their places: the line of the Part, and the row in it."""
+    checks = in_order(lambda part: check_part(snapshot, part), _lines(snapshot), READERS)
+    for index, (check, part) in enumerate(zip(checks, _lines(snapshot), strict=True)):
+        result.parts += part["kind"] == "embeddings"
+        result.rows += len(check.id_hashes_N)
+        for finding in check.findings:
+            result.add(finding)
+        yield placed(check.id_hashes_N, index)
 
 
-def _check_rows(
-    snapshot: Snapshot, part: dict[str, Any], rows: pa.Table, facts: dict[str, Any], key: str
-) -> Iterator[Finding]:
-    if rows.num_rows != part["rows"] or rows_hash(rows) != part["content_hash"]:
-        yield Finding("rows", key, f"{rows.num_rows} rows, or other ones; published with {part['rows']}")
-    if facts.get("fingerprint") != snapshot.record.fingerprint:
-        yield Finding("recipe", key, f"made by recipe {facts.get('fingerprint')}")
-    if part["kind"] == "embeddings":
-        yield from _check_vectors(snapshot, rows, key)
+def _add_repeats(snapshot: Snapshot, repeats_R2: NDArray[np.uint64], result: Verification) -> None:
+    for row, (repeat, earlier) in enumerate(repeats_R2[np.argsort(repeats_R2[:, 0])].tolist()):
+        if len(result.findings) >= MAX_LISTED:
+            result.counts["duplicate_id"] += len(repeats_R2) - row
+            return
+        (key, row_of_repeat), (other, row_of_earlier) = (_told(snapshot, place) for place in (repeat, earlier))
+        detail = f"has the id of row {row_of_earlier} of {other}"
+        result.add(Finding("duplicate_id", key, detail, row_of_repeat))
 
 
-def _check_vectors(snapshot: Snapshot, rows: pa.Table, key: str) -> Iterator[Finding]:
-    stored, dimension = snapshot.recipe["stored"], snapshot.record.dimension
-    if stored == "binary":
-        if rows.schema.field("embedding").type != pa.binary(dimension // 8):
-            yield Finding("width", key, str(rows.schema.field("embedding").type))
-        return
-    vectors_ND = vectors_of(rows["embedding"]).astype(np.float32)
-    if vectors_ND.shape[1] != dimension:
-        yield Finding("width", key, f"{vectors_ND.shape[1]} numbers a vector, the snapshot says {dimension}")
-    if stored == "int8":
-        vectors_ND *= rows["scale"].to_numpy()[:, None]
-    norms_N = np.linalg.norm(vectors_ND, axis=1)
-    checks = {"not_finite": ~np.isfinite(norms_N), "zero": norms_N == 0}
-    if snapshot.recipe["normalize"]:
-        off = np.abs(norms_N - 1) > NORM_TOLERANCE[stored]
-        checks["norm"] = off & ~checks["not_finite"] & ~checks["zero"]
-    for name, bad_N in checks.items():
-        for row in np.flatnonzero(bad_N):
-            yield Finding(name, key, f"row {row}, length {norms_N[row]:.6g}")
+def _told(snapshot: Snapshot, place: int) -> tuple[str, int]:
+    index, row = index_and_row(place)
+    kind, folder, path = (snapshot.parts[name][index].as_py() for name in ("kind", "folder", "path"))
+    return part_key(kind, folder, path), row
 
 
-def _id_hashes(rows: pa.Table) -> NDArray[np.void]:
-    ids = rows["id"].cast(pa.string())
-    if "chunk" in rows.column_names:
-        ids = pc.binary_join_element_wise(ids, rows["chunk"].cast(pa.string()), "\0")
-    hashes = one_array(hash_strings(one_array(ids)))
-    return np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes))
+def _check_record(snapshot: Snapshot, result: Verification) -> None:
+    found = fingerprint_of_facts(snapshot.recipe)
+    if found != snapshot.record.fingerprint:
+        detail = f"its recipe has the fingerprint {found}, it says {snapshot.record.fingerprint}"
+        result.add(Finding("recipe", f"_meta/snapshots/{snapshot.number:08d}.json", detail))
 
 
-def _check_ids(snapshot: Snapshot, hashes: list[NDArray[np.void]], result: Verification) -> None:
-    if not hashes:
-        return
-    all_M2 = np.concatenate(hashes).view("<u8").reshape(-1, 2)
-    ordered_M2 = all_M2[np.lexsort((all_M2[:, 1], all_M2[:, 0]))]
-    twice = int((ordered_M2[1:] == ordered_M2[:-1]).all(axis=1).sum())
-    if twice:
-        result.add(Finding("duplicate_id", snapshot.folder, f"{twice} rows have the id of another row"))
+def _check_listing(snapshot: Snapshot, result: Verification) -> None:
+    """Look for files that no Snapshot names, in its own folders and in those it refers to (`carry: reference`)."""
+    parts, own = snapshot.parts, snapshot.record.folder
+    columns = ("kind", "folder", "path")
+    named = set(map(part_key, *(parts[name].to_pylist() for name in columns)))
+    folders = {own}
+    if set(parts["folder"].unique().to_pylist()) - {own}:
+        for number in snapshot_numbers(snapshot.store):
+            other = load_snapshot(snapshot.store, number)
+            if other:  # its Parts may lie beside ours, in a folder that several snapshots share
+                named |= set(map(part_key, *(other.parts[name].to_pylist() for name in columns)))
+                folders |= {other.record.folder} & set(parts["folder"].unique().to_pylist())
+    for folder in sorted(folders):
+        for kind in ("snapshots", "quarantine"):
+            for key in sorted(snapshot.store.files(f"{kind}/{folder}").keys() - named):
+                result.add(Finding("stray", key, "lies among the Parts and belongs to no snapshot"))
 
 
 def _check_totals(snapshot: Snapshot, result: Verification) -> None:
-    totals, shards = snapshot.totals, snapshot.shards
+    """Compare rows found with rows promised, Parts with their Shards, and in each Shard rows read with their fates."""
+    totals, listed = snapshot.totals, defaultdict[str, int](int)
     if result.rows != totals["rows"]:
         result.add(Finding("rows", snapshot.folder, f"{result.rows} rows, published with {totals['rows']}"))
-    read, embedded, quarantined = (sum(shards[n].to_pylist()) for n in ("rows_read", "embedded", "quarantined"))
-    if read != embedded + quarantined or read != totals["rows_read"]:
-        detail = f"{read} rows read by the Shards, {embedded} embedded + {quarantined} quarantined"
-        result.add(Finding("rows", snapshot.folder, detail))
-
-
-def verification_json(result: Verification) -> bytes:
-    """Return the verification as one JSON object."""
-    return orjson.dumps(result.to_json(), option=orjson.OPT_INDENT_2)
+    for part in _lines(snapshot):
+        listed[part["shard_id"]] += part["rows"] if part["kind"] == "embeddings" else 0
+    chunked, read = snapshot.recipe["long_text"] == "chunk", 0
+    for shard in snapshot.shards.to_pylist():
+        read += shard["rows_read"]
+        fates = {name: shard.get(name) or 0 for name in ("embedded", "quarantined", "deduplicated")}
+        if sum(fates.values()) != shard["rows_read"]:
+            detail = " + ".join(f"{rows} {fate}" for fate, rows in fates.items())
+            result.add(Finding("rows", shard["shard_id"], f"{shard['rows_read']} rows read, {detail}"))
+        vectors = listed.pop(shard["shard_id"], 0)
+        if vectors < fates["embedded"] if chunked else vectors != fates["embedded"]:
+            detail = f"its Parts hold {vectors} rows, {fates['embedded']} were embedded"
+            result.add(Finding("rows", shard["shard_id"], detail))
+    for shard_id in sorted(listed):
+        result.add(Finding("rows", shard_id, "has Parts and is no Shard of the snapshot"))
+    if read != totals["rows_read"]:
+        result.add(Finding("rows", snapshot.folder, f"its Shards have read {read} rows, it says {totals['rows_read']}"))

@@ -49,7 +49,7 @@ SHARDS = pa.schema(
         ("deduplicated", pa.int64()),
     ]
 )
-"""The proof, per Shard; `sources` ([uri, version, stretch, format] each) and `reasons` are JSON."""
+"""The proof, per Shard; `sources` ([uri, version, stretch, format, bytes] each) and `reasons` are JSON."""
 
 
 @dataclass(frozen=True, slots=True)

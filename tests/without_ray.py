@@ -1,0 +1,62 @@
+"""A run in this process: everything of `execution.run` but Ray, which is replaced by a loop over the same stages."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import orjson
+import pyarrow as pa
+
+from pipeline.config import JobConfig
+from pipeline.config_file import load_config
+from pipeline.encoder.describe import ModelDescription
+from pipeline.execution import run as execution
+from pipeline.execution.metrics import RunReport
+from pipeline.execution.plan import Plan
+from pipeline.execution.settings import stage_settings
+from pipeline.execution.stages import EncodeBlocks, read_blocks, tokenize_blocks, write_blocks
+from pipeline.records import BlockReceipt
+from pipeline.storage.journal import Journal
+from pipeline.storage.snapshots import Snapshot, open_snapshot
+
+
+def run_in_process(config: str | Path, *overrides: str) -> RunReport:
+    """Run `embed` without Ray and without a process of its own."""
+    with patch.object(execution, "_encode_missing", _encode_missing):
+        return execution.run(load_config(str(config), overrides), lambda progress: None)
+
+
+def published_in_process(config: str | Path, *overrides: str) -> Snapshot:
+    """Run `embed` without Ray; return what it has published."""
+    report = run_in_process(config, *overrides)
+    return open_snapshot(report.output_uri)
+
+
+def _encode_missing(
+    config: JobConfig,
+    plan: Plan,
+    description: ModelDescription,
+    planned_at: pa.Scalar,
+    journal: Journal,
+    report: RunReport,
+    watch: Any,
+) -> list[BlockReceipt]:
+    settings = stage_settings(config, plan, description, planned_at, 1)
+    encode = EncodeBlocks(settings)
+    receipts = []
+    for shard in plan.embed:
+        dropped = plan.dropped.get(shard.shard_id)
+        todo = {
+            "shard": [orjson.dumps(shard.to_json())],
+            "done_blocks": pa.array([sorted(plan.done_blocks(shard.shard_id))], pa.list_(pa.int64())),
+            "dropped": pa.array([[] if dropped is None else dropped.tolist()], pa.list_(pa.int64())),
+        }
+        for read in read_blocks(pa.table(todo), settings):
+            for tokenised in tokenize_blocks(read, settings):
+                for encoded in encode(tokenised):
+                    for written in write_blocks(encoded, settings):
+                        receipts += [BlockReceipt.from_json(orjson.loads(r)) for r in written["receipt"].to_pylist()]
+    for receipt in receipts:
+        report.add(receipt)
+    journal.append(receipts)
+    return receipts
