@@ -13,6 +13,8 @@ from pipeline.errors import PipelineError
 COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
     "status": "show what is published in an output",
+    "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
+    "expire": "remove snapshots beyond output.keep_snapshots, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
@@ -104,11 +106,11 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name == "embed":
+    if name in ("embed", "requeue"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
-    if name in ("status", "verify"):
+    if name in ("status", "verify", "expire"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name == "verify":
@@ -116,10 +118,30 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
             "--sample", type=_count, default=0, metavar="N", help="encode the texts of N random rows again and compare"
         )
         command.add_argument("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
+    if name == "requeue":
+        reasons = "only rows quarantined for this reason, and the others of their shards; may be given several times"
+        command.add_argument("--reason", action="append", default=[], metavar="R", help=reasons)
+    if name == "expire":
+        command.add_argument("--keep", type=_at_least_one, help="snapshots that stay (output.keep_snapshots, or 7)")
+        grace = "what is younger stays; must be longer than a driver can stand still and go on (%(default)g)"
+        command.add_argument("--grace-hours", type=_hours, default=24.0, metavar="H", help=grace)
+        command.add_argument("--dry-run", action="store_true", help="print what would be removed; touch nothing")
     if name == "demo":
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")
     command.add_argument("--json", action="store_true", help="print one JSON object on stdout, logs on stderr")
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("the newest snapshot always stays: 1 or more")
+    return number
+
+
+def _hours(text: str) -> float:
+    if not 0 <= (hours := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("hours: 0 or more")
+    return hours
 
 
 if __name__ == "__main__":

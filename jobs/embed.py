@@ -2,11 +2,15 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from jobs.progress import Progress
 from jobs.summary import plan_text, print_summary
 from pipeline.config import JobConfig
 from pipeline.config_file import load_config
+
+if TYPE_CHECKING:
+    from pipeline.records import Reason
 
 
 def run(options: argparse.Namespace) -> int:
@@ -17,22 +21,26 @@ def run(options: argparse.Namespace) -> int:
     return embed(config, options.json)
 
 
-def show_plan(config: JobConfig, as_json: bool) -> int:
-    """Print what a run would do."""
+def show_plan(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = frozenset()) -> int:
+    """Print what a run would do; with reasons to retry, what a requeue would."""
     import orjson
 
     from pipeline.execution.estimate import estimate
     from pipeline.execution.plan import make_plan
+    from pipeline.execution.run import NOTHING_TO_RETRY
     from pipeline.storage.filesystem import Store
 
-    plan = make_plan(config, Store(config.output.uri))
+    plan = make_plan(config, Store(config.output.uri), retry)
     summary = estimate(plan)
-    print(orjson.dumps(summary).decode() if as_json else plan_text(summary))
+    if as_json:
+        print(orjson.dumps(summary).decode())
+    else:
+        print(NOTHING_TO_RETRY if retry and not plan.redo else plan_text(summary))
     return 0
 
 
-def embed(config: JobConfig, as_json: bool) -> int:
-    """Run the job and print its report."""
+def embed(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = frozenset()) -> int:
+    """Run the job and print its report; with reasons to retry, take those rows out of quarantine."""
     from pipeline.execution import run as execution
     from pipeline.execution.report import report_json
 
@@ -44,7 +52,7 @@ def embed(config: JobConfig, as_json: bool) -> int:
             if update.rows_done:
                 progress.update(update.rows_done, None, update.tokens_done, update.fraction_done, update.quarantined)
 
-        report = execution.run(config, watch)
+        report = execution.run(config, watch, retry)
     if as_json:
         sys.stdout.write(report_json(report).decode() + "\n")
     else:

@@ -20,7 +20,9 @@ def summary_text(report: "RunReport") -> str:
         "tokens": _tokens(report),
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": _time(report),
-        "quarantine": _reasons(report.reasons),
+        "quarantine": "; ".join(
+            filter(None, [_reasons(report.reasons), _retried(report.rows_retried, report.shards_redone)])
+        ),
         "warning": "; ".join(report.warnings),
         "output": _output(report),
         "read with": _scan(report.folder) if report.folder else "",
@@ -43,6 +45,7 @@ def plan_text(plan: "PlanSummary") -> str:
         "source": f"{counted(plan['files'], 'file')}, {byte_size(plan['source_bytes'])}",
         "rows": f"{'' if plan['rows_are_exact'] else 'about '}{thousands(plan['rows'])}",
         "shards": f"{thousands(plan['shards'])}, of which {thousands(plan['shards_done'])} are done",
+        "quarantine": _retried(plan["rows_retried"], plan["shards_redone"]),
         "to read": byte_size(plan["bytes_to_read"]),
         "snapshot": standing,
     }
@@ -91,6 +94,11 @@ def _reasons(reasons: dict[str, int]) -> str:
     """Return quarantined rows by reason, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{thousands(rows)} {reason}" for reason, rows in ordered)
+
+
+def _retried(rows: int, shards: int) -> str:
+    """Return what a requeue does anew."""
+    return f"{counted(rows, 'row')} of before tried again, with {counted(shards, 'shard')}" if shards else ""
 
 
 def _output(report: "RunReport") -> str:

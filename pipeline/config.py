@@ -117,7 +117,7 @@ class Output(Section):
     carry: Literal["copy", "reference"] = "copy"
     """Unchanged Parts of the snapshot before are copied into the new folder, or only named by it."""
     keep_snapshots: Annotated[int, Field(ge=1)] = 7
-    """How many snapshots an expiry will leave; without effect in this version, which removes nothing."""
+    """How many of the newest snapshots `expire` leaves; a run itself removes nothing."""
 
 
 class Runtime(Section):

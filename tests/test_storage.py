@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -97,16 +98,31 @@ def test_what_is_listed_is_what_was_written(store: Store) -> None:
     assert (store.read("a/one"), store.stat("a/one")) == (None, None)
 
 
-def test_a_copy_holds_the_same_bytes_and_may_be_made_twice(store: Store) -> None:
+def test_a_copy_holds_the_same_bytes_and_replaces_nothing(store: Store) -> None:
     store.put_new("from", b"content")
-    assert store.copy("from", "to/there") == store.copy("from", "to/there") == store.stat("to/there")
+    store.put_new("other", b"another")
+    assert store.copy_new("from", "to/there")
+    assert not store.copy_new("other", "to/there")
     assert store.read("to/there") == b"content"
+
+
+def test_a_copy_of_what_is_not_there_is_an_error(store: Store) -> None:
+    with pytest.raises(StorageError, match="nowhere"):
+        store.copy_new("nowhere", "to")
 
 
 def test_a_local_copy_is_a_hard_link(local: Store) -> None:
     local.put_new("from", b"content")
-    local.copy("from", "to")
+    local.copy_new("from", "to")
     assert Path(local.root, "from").samefile(Path(local.root, "to"))
+
+
+def test_a_file_says_when_it_was_written(store: Store) -> None:
+    store.put_new("a/b", b"content")
+    stat = store.stat("a/b")
+    assert stat is not None
+    assert abs(stat.modified_at - time.time()) < 60
+    assert store.files("a")["a/b"].modified_at == pytest.approx(stat.modified_at, abs=1)
 
 
 def test_a_store_is_probed_before_it_is_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from tests.example_report import FOLDER, example_report
 PLAN = PlanSummary(
     files=40,
     shards=40,
+    shards_redone=0,
+    rows_retried=0,
     shards_done=2,
     rows=8000,
     rows_are_exact=True,

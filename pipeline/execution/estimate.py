@@ -29,6 +29,10 @@ class PlanSummary(TypedDict):
     shards: int
     shards_done: int
     """Shards that need nothing, because an earlier run has done them."""
+    shards_redone: int
+    """Shards that a requeue does anew, because they have rows in quarantine."""
+    rows_retried: int
+    """How many rows those are."""
     rows: int
     """Rows of the source."""
     rows_are_exact: bool
@@ -49,6 +53,8 @@ def estimate(plan: Plan) -> PlanSummary:
         files=len(plan.files),
         shards=len(plan.wanted),
         shards_done=len(plan.wanted) - len(plan.embed),
+        shards_redone=len(plan.redo),
+        rows_retried=sum(plan.redo.values()),
         rows=rows,
         rows_are_exact=exact,
         source_bytes=plan.source_bytes,

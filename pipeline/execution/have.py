@@ -1,7 +1,7 @@
 """What earlier runs have done of the wanted Shards: the last Snapshot, and the Journals of unfinished runs."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,14 +21,29 @@ class Carried:
     folders: tuple[str, ...]
 
 
-def find_have(store: Store, parent: Snapshot | None, wanted: set[str], run_key: str) -> dict[str, tuple[Carried, ...]]:
-    """Collect what the parent and unfinished runs hold of the wanted Shards; the parent's word comes first."""
-    have = _from_snapshot(parent, wanted) if parent else {}
+def find_have(
+    store: Store, parent: Snapshot | None, wanted: set[str], run_key: str, redone: Mapping[str, str]
+) -> dict[str, tuple[Carried, ...]]:
+    """Collect what earlier runs hold of the wanted Shards: the parent's word first, then this run's own.
+
+    Of other unfinished runs only whole Shards count; of several the one with the fewest rows in quarantine.
+
+    Args:
+        run_key: of this run; what it has done of a Shard counts Block by Block.
+        redone: Shard → run whose word alone counts, because it does that Shard anew.
+    """
+    have = _from_snapshot(parent, wanted - redone.keys()) if parent else {}
     published = _published_runs(store) if parent else set()
     runs = [key for key in store.folders("_meta/runs") if key not in published]
-    for key in sorted(runs, key=lambda key: key != run_key):
-        found = _from_journal(store, key, wanted - have.keys())
-        have |= {shard: carried for shard, carried in found.items() if key == run_key or is_complete(carried)}
+    found = {key: _from_journal(store, key, wanted - have.keys()) for key in runs}
+    for shard_id in sorted(wanted - have.keys()):
+        keys = [redone[shard_id]] if shard_id in redone else runs
+        held = {key: blocks for key in keys if (blocks := found.get(key, {}).get(shard_id))}
+        whole = {key: blocks for key, blocks in held.items() if is_complete(blocks)}
+        if run_key in held:
+            have[shard_id] = held[run_key]
+        elif whole:
+            have[shard_id] = min(whole.values(), key=lambda blocks: sum(one.receipt.quarantined for one in blocks))
     return have
 
 

@@ -42,6 +42,10 @@ class RunReport:
     source_bytes: int = 0
     shards: int = 0
     shards_reused: int = 0
+    shards_redone: int = 0
+    """By a requeue, because they had rows in quarantine."""
+    rows_retried: int = 0
+    """How many rows those were."""
     rows_read: int = 0
     embedded: int = 0
     reused: int = 0

@@ -1,7 +1,7 @@
 """The Plan: wanted minus have. First run, resume and nightly are this one subtraction."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from pipeline.errors import ConfigError
 from pipeline.execution.duplicates import find_repeated_rows
 from pipeline.execution.have import Carried, find_have, is_complete
 from pipeline.execution.model import ModelReference, recipe_fingerprint, resolve_model
+from pipeline.execution.rounds import Round, quarantined, read_rounds, round_key
 from pipeline.execution.shards import cut_shards, row_groups_of, without_rows
 from pipeline.fingerprint import JsonValue, fingerprint
-from pipeline.records import Shard, SourceFile
+from pipeline.records import Reason, Shard, SourceFile
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.listing import list_source
 from pipeline.storage.partitions import is_partitionable
@@ -44,6 +45,8 @@ class Plan:
     """`source.duplicate_ids`."""
     dropped: dict[str, NDArray[np.int64]]
     """By Shard: positions of the rows whose id stands before them (`duplicate_ids: keep_first`)."""
+    redo: Mapping[str, int]
+    """Shards that this run does anew because of their quarantine → rows they had in it; none = a plain run."""
 
     @property
     def folder(self) -> str:
@@ -53,7 +56,7 @@ class Plan:
     @property
     def is_done(self) -> bool:
         """Whether the parent Snapshot is already exactly what is wanted."""
-        if self.parent is None or self.embed:
+        if self.parent is None or self.embed or self.redo:
             return False
         if self.parent.record.duplicate_ids == "allow" != self.duplicate_ids:
             return False
@@ -69,8 +72,12 @@ class Plan:
         return frozenset(carried.receipt.block for carried in self.carried.get(shard_id, ()))
 
 
-def make_plan(config: JobConfig, store: Store) -> Plan:
+def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -> Plan:
     """List, cut, and subtract what earlier runs have done.
+
+    Args:
+        retry: the reasons for which quarantined rows are tried again, with their whole Shards (`requeue`). A round
+            of it that was begun is finished first, also by a plain run that has work to do.
 
     Raises:
         SourceError: the input cannot be listed or has not the columns the config names.
@@ -89,11 +96,47 @@ def make_plan(config: JobConfig, store: Store) -> Plan:
     number = parent.number + 1 if parent else 1
     sources: list[JsonValue] = [[file.uri, file.version, file.size_bytes] for file in files]
     # Rows left out are part of what is to be done; without any, the key is that of a run that looks for none.
-    run_key = fingerprint([number - 1, recipe, layout, sources, *sorted(dropped)])
-    carried = find_have(store, parent, {shard.shard_id for shard in wanted}, run_key)
-    embed = tuple(shard for shard in wanted if not is_complete(carried.get(shard.shard_id, ())))
-    policy = config.source.duplicate_ids
-    return Plan(number, parent, run_key, model, recipe, layout, tuple(files), wanted, embed, carried, policy, dropped)
+    identity: list[JsonValue] = [number - 1, recipe, layout, sources, *sorted(dropped)]
+
+    plan = Plan(
+        number=number,
+        parent=parent,
+        run_key=fingerprint(identity),
+        model=model,
+        recipe_fingerprint=recipe,
+        layout=layout,
+        files=tuple(files),
+        wanted=wanted,
+        embed=wanted,
+        carried={},
+        duplicate_ids=config.source.duplicate_ids,
+        dropped=dropped,
+        redo={},
+    )
+    return _in_rounds(store, plan, identity, retry)
+
+
+def _in_rounds(store: Store, plan: Plan, identity: list[JsonValue], retry: Collection[Reason]) -> Plan:
+    """Return the Plan of the round that is to be worked on: the one that was begun, a new one, or none."""
+    rounds = read_rounds(store, identity)
+    current = _subtract(store, plan, rounds)
+    if not retry:
+        plain = _subtract(store, plan, []) if rounds else current
+        return plain if plain.is_done else current
+    is_unfinished = any(shard.shard_id in current.redo for shard in current.embed)
+    redo = quarantined(current.carried, retry)
+    if is_unfinished or not redo:
+        return current
+    return _subtract(store, plan, [*rounds, Round(round_key(identity, len(rounds) + 1), redo)])
+
+
+def _subtract(store: Store, plan: Plan, rounds: Sequence[Round]) -> Plan:
+    """Return the Plan without what earlier runs have done; of a Shard done anew its last round's word counts."""
+    run_key = rounds[-1].run_key if rounds else plan.run_key
+    redone = {shard_id: one.run_key for one in rounds for shard_id in one.redo}
+    carried = find_have(store, plan.parent, {shard.shard_id for shard in plan.wanted}, run_key, redone)
+    embed = tuple(shard for shard in plan.wanted if not is_complete(carried.get(shard.shard_id, ())))
+    return replace(plan, run_key=run_key, carried=carried, embed=embed, redo=rounds[-1].redo if rounds else {})
 
 
 def _without_repeats(

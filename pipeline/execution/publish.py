@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ from pipeline.execution.settings import output_dimension, output_schema, recipe_
 from pipeline.records import BlockReceipt, Part
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Stat, Store
-from pipeline.storage.parquet import part_key
+from pipeline.storage.parquet import adopt_part, part_key
 from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, publish_snapshot
 
 COPIERS = 32
@@ -57,6 +58,7 @@ def publish(
     chunked = config.recipe.long_text == "chunk"
     shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)], chunked)
     _check_quarantine(config, report, store, plan.folder)
+    _check_redone(plan, shards)
     if config.source.duplicate_ids != "allow":
         check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
@@ -88,17 +90,39 @@ def _check_quarantine(config: JobConfig, report: RunReport, store: Store, folder
         )
 
 
+def _check_redone(plan: Plan, shards: list[dict[str, Any]]) -> None:
+    """Refuse to publish Shards that were done anew if fewer of their rows have vectors than before."""
+    if plan.parent is None or not plan.redo:
+        return
+    before = {row["shard_id"]: row["quarantined"] for row in plan.parent.shards.to_pylist()}
+    kept = [row for row in shards if row["shard_id"] in before]
+    was, now = sum(before[row["shard_id"]] for row in kept), sum(row["quarantined"] for row in kept)
+    if now > was:
+        raise ReconciliationError(
+            f"{now} rows are in quarantine after the requeue, in snapshot {plan.parent.number} they were {was}; "
+            "nothing was published. Mend what made it worse and requeue again"
+        )
+
+
 def _carry(config: JobConfig, plan: Plan, store: Store, carried: list[Carried]) -> list[tuple[str, Part]]:
-    """Bring the Parts of earlier runs into this snapshot's folder, or name them where they are."""
+    """Bring the Parts of earlier runs into this snapshot's folder, or name them where they are.
+
+    Only the folders of Snapshots are referred to. What a dead run has left is always copied: a worker of this run that
+    was forgotten must find its own Part's name taken.
+    """
+    published = set(plan.parent.parts["folder"].to_pylist()) if plan.parent else set()
 
     def carry(folder: str, part: Part) -> tuple[str, Part]:
-        if folder == plan.folder or config.output.carry == "reference":
+        if folder == plan.folder or (config.output.carry == "reference" and folder in published):
             return folder, part
-        stat = store.copy(part_key(part.kind, folder, part.path), part_key(part.kind, plan.folder, part.path))
-        if stat.size_bytes != part.size_bytes:
+        source, target = (part_key(part.kind, where, part.path) for where in (folder, plan.folder))
+        if not store.copy_new(source, target):
+            return plan.folder, adopt_part(store, target, part, plan.recipe_fingerprint)
+        stat = store.stat(target)
+        if stat is None or stat.size_bytes != part.size_bytes:
             raise StorageError(
-                f"{store.uri_of(part_key(part.kind, folder, part.path))} has {stat.size_bytes} bytes, its "
-                f"snapshot says {part.size_bytes}; it was changed after it was published"
+                f"{store.uri_of(source)} has been changed since it was written with {part.size_bytes} bytes (its copy: "
+                f"{stat}); remove it and its snapshots, or run under another output.uri"
             )
         return plan.folder, replace(part, etag=stat.version)
 

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,8 +27,9 @@ from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
 from pipeline.execution.publish import publish
 from pipeline.execution.report import render_html, report_json
+from pipeline.execution.rounds import planned_redo
 from pipeline.execution.settings import output_dimension, recipe_facts, stage_settings
-from pipeline.records import BlockReceipt
+from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, read_journal
@@ -41,6 +42,8 @@ FENCE_ATTEMPTS = 5
 
 JOURNAL_SECONDS = 3.0
 """At most this much finished work is encoded again after a driver dies."""
+
+NOTHING_TO_RETRY = "no row is in quarantine for the reasons asked for; what else may be to do is done by `embed`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,13 @@ class Progress:
 Watcher = Callable[[Progress], None]
 
 
-def run(config: JobConfig, watch: Watcher) -> RunReport:
+def run(config: JobConfig, watch: Watcher, retry: Collection[Reason] = ()) -> RunReport:
     """Bring the output up to date with the source, publish it as one Snapshot, and prove it.
 
     Args:
         config: what to read, what a vector is, where to write, how fast.
         watch: called often, from this thread.
+        retry: reasons for which quarantined rows are tried again; with any, nothing else is begun.
 
     Returns:
         The report, outcome `published` or `nothing_to_do`.
@@ -75,12 +79,14 @@ def run(config: JobConfig, watch: Watcher) -> RunReport:
     started = time.perf_counter()
     watch(Progress("planning"))
     store = Store(config.output.uri)
-    plan = make_plan(config, store)
+    plan = make_plan(config, store, retry)
     report = _open_report(config, plan, store)
     report.seconds["plan"] = time.perf_counter() - started
     try:
-        if plan.is_done:
+        if plan.is_done or (retry and not plan.redo):
             _report_standing(report, plan)
+            if retry:
+                report.warnings.append(NOTHING_TO_RETRY)
         else:
             _work(config, plan, store, report, watch)
     except PipelineError as error:
@@ -144,12 +150,16 @@ def _record_plan(store: Store, plan: Plan) -> pa.Scalar:
     rows = {
         "shard_id": [shard.shard_id for shard in plan.wanted],
         "spans": [orjson.dumps(shard.to_json()["spans"]).decode() for shard in plan.wanted],
+        "redo": [plan.redo.get(shard.shard_id) for shard in plan.wanted],
     }
-    table = pa.table(rows, schema=pa.schema([("shard_id", pa.string()), ("spans", pa.string())]))
+    schema = pa.schema([("shard_id", pa.string()), ("spans", pa.string()), ("redo", pa.int64())])
+    table = pa.table(rows, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"planned_at": str(now)}), sink, compression="zstd")
     found = store.put_new(f"_meta/runs/{plan.run_key}/plan.parquet", sink.getvalue().to_pybytes())
     if found is not None:
+        if planned_redo(found) != plan.redo:
+            raise SnapshotConflict(f"{store.uri}: another requeue has begun meanwhile; run again to go on with it")
         now = int(pq.read_schema(pa.BufferReader(found)).metadata[b"planned_at"])
     return pa.scalar(now, pa.timestamp("us", tz="UTC"))
 
@@ -283,6 +293,8 @@ def _open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
         source_bytes=plan.source_bytes,
         shards=len(plan.wanted),
         shards_reused=len(plan.wanted) - len(plan.embed),
+        shards_redone=len(plan.redo),
+        rows_retried=sum(plan.redo.values()),
         versions={"pipeline": pipeline.__version__} | {name: version(name) for name in names},
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -290,12 +302,14 @@ def _open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
 
 def _report_standing(report: RunReport, plan: Plan) -> None:
     """Fill the report of a run that finds everything done: the counts of the Snapshot that stands."""
-    assert plan.parent is not None
     for blocks in plan.carried.values():
         for one in blocks:
             report.add_reused(one.receipt)
+    report.outcome = "nothing_to_do"
+    if plan.parent is None:
+        return
     record = plan.parent.record
-    report.outcome, report.snapshot, report.run_key = "nothing_to_do", record.number, record.run_key
+    report.snapshot, report.run_key = record.number, record.run_key
     report.folder, report.dimension = plan.parent.folder, record.dimension
     with suppress(StorageError):  # a driver may have died between the publish and the hint
         write_hint(plan.parent.store, record)

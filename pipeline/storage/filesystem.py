@@ -1,10 +1,12 @@
 """Folders and files on any fsspec store: put-if-absent, read at a version, list, copy, delete."""
 
+import math
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -39,6 +41,8 @@ class Stat:
 
     size_bytes: int
     version: str
+    modified_at: float = field(default=math.inf, compare=False)
+    """Seconds since the epoch, by the store's clock; of a store that does not say, later than any time."""
 
 
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -67,12 +71,15 @@ def check_endpoint(uri: str) -> None:
 def stat_of(details: dict[str, Any]) -> Stat:
     """Return size and version from an fsspec listing entry: the ETag, or size and mtime of a local file."""
     size = int(details["size"] or 0)
+    stamp = next((details[key] for key in ("mtime", "LastModified", "updated", "created") if details.get(key)), None)
+    modified = stamp.timestamp() if isinstance(stamp, datetime) else stamp
+    modified_at = modified if isinstance(modified, int | float) else math.inf
     for key in ("ETag", "etag", "generation", "version_id"):
         if details.get(key):
-            return Stat(size, str(details[key]).strip('"'))
+            return Stat(size, str(details[key]).strip('"'), modified_at)
     if details.get("mtime") is not None and details.get("ino") is not None:
-        return Stat(size, f"{size}-{os.stat(details['name']).st_mtime_ns}")
-    return Stat(size, f"{size}-{details.get('mtime') or details.get('LastModified') or details.get('created') or ''}")
+        return Stat(size, f"{size}-{os.stat(details['name']).st_mtime_ns}", modified_at)
+    return Stat(size, f"{size}-{stamp or ''}", modified_at)
 
 
 @contextmanager
@@ -191,26 +198,38 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._staged(content).replace(target)
 
-    def copy(self, source_key: str, key: str) -> Stat:
-        """Copy within the output without moving bytes through this process; idempotent.
+    def copy_new(self, source_key: str, key: str) -> bool:
+        """Copy within the output without moving bytes through this process, unless the key is there already.
+
+        Stores cannot copy on a condition: of two that copy to one key at the same time, the later one wins.
 
         Returns:
-            Size and version of the copy: the version may differ from the source's.
+            Whether it was copied; False = something stands there, be it by an earlier attempt of ours.
         """
         source, target = f"{self.root}/{source_key}", f"{self.root}/{key}"
         with told_as(StorageError, "copy", self.uri_of(source_key)):
             if self.is_local:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileExistsError):
+                try:
                     os.link(source, target)
-            else:
-                patiently(lambda: self.filesystem.cp_file(source, target))
-            return stat_of(patiently(lambda: self.filesystem.info(target)))
+                except FileExistsError:
+                    return False
+                return True
+            if self.stat(key) is not None:
+                return False
+            patiently(lambda: self.filesystem.cp_file(source, target))
+            return True
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
         with told_as(StorageError, "delete", self.uri_of(key)), suppress(FileNotFoundError):
             patiently(lambda: self.filesystem.rm_file(f"{self.root}/{key}"))
+
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Remove the folders below `prefix/` that hold nothing; object storage has none."""
+        for path, _, _ in os.walk(Path(self.root, prefix), topdown=False) if self.is_local else ():
+            with suppress(OSError):  # something lies in it
+                Path(path).rmdir()
 
     def check_reachable(self) -> None:
         """Ask the store one question, so that a wrong endpoint is told within seconds and not after all patience.

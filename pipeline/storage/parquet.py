@@ -134,6 +134,24 @@ def publish_part(store: Store, name: PartName, table: pa.Table, metadata: Mappin
     return part if found is None else _adopt(part, found, own, store.uri_of(name.key))
 
 
+def adopt_part(store: Store, key: str, part: Part, fingerprint: str) -> Part:
+    """Return a Part as it stands under a key, where another attempt has written it before.
+
+    Args:
+        part: as this attempt has it; its rows must be the same.
+        fingerprint: of the recipe.
+
+    Raises:
+        StorageError: another content stands under this name.
+    """
+    found, stat = store.read(key), store.stat(key)
+    if found is None or stat is None:
+        raise StorageError(f"{store.uri_of(key)} was there and is gone: something else deletes in this output")
+    own = {"fingerprint": fingerprint, "shard": part.shard_id, "block": part.block, "content_hash": part.content_hash}
+    adopted = _adopt(part, found, own, store.uri_of(key))
+    return replace(adopted, etag=stat.version, file_hash=content_hash(found))
+
+
 def _adopt(part: Part, found: bytes, own: Mapping[str, Any], uri: str) -> Part:
     try:
         footer = pq.read_metadata(pa.BufferReader(found))

@@ -165,10 +165,16 @@ def arrow_filesystem(store: Store) -> pa.fs.FileSystem:
     return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(store.filesystem))
 
 
+def snapshot_key(number: int) -> str:
+    """Return the key of the object that publishes a Snapshot."""
+    return f"_meta/snapshots/{number:08d}.json"
+
+
 def snapshot_numbers(store: Store) -> list[int]:
-    """Return the numbers of all published Snapshots, ascending."""
+    """Return the numbers of all published Snapshots, ascending; of one that was withdrawn an empty object is left."""
     pattern = re.compile(r"_meta/snapshots/(\d{8})\.json")
-    return sorted(int(match[1]) for key in store.files("_meta/snapshots") if (match := pattern.fullmatch(key)))
+    found = store.files("_meta/snapshots").items()
+    return sorted(int(match[1]) for key, stat in found if stat.size_bytes and (match := pattern.fullmatch(key)))
 
 
 def load_snapshot(store: Store, number: int | None = None) -> Snapshot | None:
@@ -178,14 +184,19 @@ def load_snapshot(store: Store, number: int | None = None) -> Snapshot | None:
         if not numbers:
             return None
         number = numbers[-1]
-    content = store.read(f"_meta/snapshots/{number:08d}.json")
-    if content is None:
+    content = store.read(snapshot_key(number))
+    if not content:
         return None
     try:
         return Snapshot(store, SnapshotRecord(**orjson.loads(content)))
     except (TypeError, ValueError) as error:
-        uri = store.uri_of(f"_meta/snapshots/{number:08d}.json")
+        uri = store.uri_of(snapshot_key(number))
         raise StorageError(f"{uri} is damaged, or of another version of this pipeline: {error}") from error
+
+
+def withdraw_snapshot(store: Store, number: int) -> None:
+    """Take a published Snapshot back; its number stays taken, so that no forgotten driver can publish it anew."""
+    store.put(snapshot_key(number), b"")
 
 
 def open_snapshot(uri: str, number: int | None = None) -> Snapshot:
@@ -229,7 +240,7 @@ def publish_snapshot(
         tables[name] = f"{stem}-{content_hash(content)}.{name}.parquet"
         store.put_new(tables[name], content)
     record = replace(record, tables=tables)
-    if store.put_new(f"{stem}.json", orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2)) is not None:
+    if store.put_new(snapshot_key(record.number), orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2)) is not None:
         raise SnapshotConflict(
             f"snapshot {record.number} of {store.uri} was published by another run meanwhile; run again, what was "
             "encoded is kept"

@@ -1,0 +1,163 @@
+"""Expiry: what no kept Snapshot needs is swept away, in an order that leaves every published Snapshot whole."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.errors import SnapshotConflict, StorageError
+from pipeline.storage.claim import Claim
+from pipeline.storage.filesystem import Stat, Store
+from pipeline.storage.parquet import part_key
+from pipeline.storage.snapshots import load_snapshot, snapshot_key, snapshot_numbers, withdraw_snapshot
+
+REMOVERS = 16
+"""Files removed at once; each is one small request."""
+
+RUN_FILE = re.compile(r"(?:(?:snapshots|quarantine)/\d{8}-|_meta/runs/|reports/)([0-9a-f]{32})[/.]")
+CLAIM_FILE = re.compile(r"_meta/claims/(\d{8})/")
+SINGLE_FILE = re.compile(r"_meta/(?:tmp/|probe/|snapshots/\d{8}-\w+\.(?:parts|shards)\.parquet)")
+"""Temporary files of writers that died, and tables of Snapshots that were not published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Files that go together, because nobody needs any of them."""
+
+    name: str
+    """`snapshot 3`, `run 31193a7b…` (one that no Snapshot is of), `claim 3`, or the key of a file that stands alone."""
+    snapshot: int | None
+    """The published Snapshot that is withdrawn with them."""
+    first: tuple[str, ...]
+    """Keys that go before it is withdrawn, one after the other: the run's Journal from its end, then its plan."""
+    rest: tuple[str, ...]
+    """Keys that go after it, in any order."""
+    size_bytes: int
+    """Of all files; less may become free on a disk where Snapshots share them by hard links."""
+
+    @property
+    def files(self) -> int:
+        return len(self.first) + len(self.rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """What an expiry removes, or would remove."""
+
+    kept: tuple[int, ...]
+    """Numbers of the Snapshots that stay, ascending."""
+    removals: tuple[Removal, ...]
+    is_partial: bool
+    """Whether a run holds the output, so that what unfinished runs have left had to stay."""
+
+
+def expire(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expiry:
+    """Remove Snapshots beyond the newest ones, and what dead runs have left.
+
+    Nothing goes that a kept Snapshot names, that is younger, or that a living run may still use. If this ends in its
+    middle, every published Snapshot is whole, and the next expiry goes on.
+
+    Args:
+        keep: how many Snapshots stay at least, 1 or more.
+        older_than: seconds since the epoch; what was written later stays. Must be longer ago than a driver can stand
+            still and go on.
+        is_dry_run: only say what would go.
+
+    Raises:
+        SnapshotConflict: another run has published meanwhile.
+        StorageError: a kept Snapshot cannot be read (then nothing was removed), or a file cannot be removed.
+    """
+    store.check_reachable()
+    if is_dry_run:
+        return find_removals(store, keep, older_than, with_leftovers=True)
+    newest = (snapshot_numbers(store) or [0])[-1]
+    try:
+        claim = Claim(store, newest + 1)
+    except SnapshotConflict:
+        expiry = find_removals(store, keep, older_than, with_leftovers=False)
+        sweep(store, expiry.removals)
+        return expiry
+    with claim:
+        if (snapshot_numbers(store) or [0])[-1] != newest:
+            raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
+        expiry = find_removals(store, keep, older_than, with_leftovers=True)
+        sweep(store, expiry.removals)
+        for top in ("snapshots", "quarantine", "_meta/runs", "_meta/claims"):
+            store.remove_empty_folders(top)
+    return expiry
+
+
+def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bool) -> Expiry:
+    """Mark what is needed, list what is there, and return the difference.
+
+    Args:
+        with_leftovers: also what belongs to no Snapshot; only while no run can be using it.
+    """
+    numbers = snapshot_numbers(store)
+    found = {
+        key: stat for top in ("_meta", "snapshots", "quarantine", "reports") for key, stat in store.files(top).items()
+    }
+    young = {key for key, stat in found.items() if stat.modified_at >= older_than}
+    kept = [number for number in numbers if number in numbers[-keep:] or snapshot_key(number) in young]
+    marked, kept_runs = _marked(store, kept)
+    groups = _groups(found.keys() - marked, (numbers or [0])[-1])
+    removals: list[Removal] = []
+    for number in sorted(set(numbers) - set(kept)):
+        if snapshot := load_snapshot(store, number):
+            keys = [*snapshot.record.tables.values(), *groups.pop(f"run {snapshot.record.run_key}", [])]
+            removals.append(_removal(f"snapshot {number}", number, keys, found))
+    for name, keys in groups.items() if with_leftovers else ():
+        if name not in kept_runs and not young.intersection(keys):
+            removals.append(_removal(name, None, keys, found))
+    return Expiry(tuple(kept), tuple(removals), not with_leftovers)
+
+
+def _marked(store: Store, kept: Sequence[int]) -> tuple[set[str], set[str]]:
+    """Return what the kept Snapshots name, and the groups of the runs that have published them."""
+    marked: set[str] = set()
+    runs: set[str] = set()
+    for number in kept:
+        snapshot = load_snapshot(store, number)
+        if snapshot is None:
+            raise StorageError(f"{store.uri}: snapshot {number} was listed and is gone: another expiry is at work")
+        columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path"))
+        marked |= {part_key(*part) for part in zip(*columns, strict=True)} | {*snapshot.record.tables.values()}
+        runs.add(f"run {snapshot.record.run_key}")
+    return marked, runs
+
+
+def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
+    """Return the keys by whom they belong to; what is not of this pipeline's making belongs to nobody and stays."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(keys):
+        if match := RUN_FILE.match(key):
+            groups[f"run {match[1]}"].append(key)
+        elif (match := CLAIM_FILE.match(key)) and int(match[1]) <= newest:
+            groups[f"claim {int(match[1])}"].append(key)
+        elif SINGLE_FILE.match(key):
+            groups[key].append(key)
+    return groups
+
+
+def _removal(name: str, snapshot: int | None, keys: Sequence[str], found: Mapping[str, Stat]) -> Removal:
+    present = [key for key in keys if key in found]
+    first = [key for key in sorted(present, reverse=True) if key.startswith("_meta/runs/")]
+    first.sort(key=lambda key: key.endswith("/plan.parquet"))
+    rest = [key for key in present if key not in set(first)]
+    return Removal(name, snapshot, tuple(first), tuple(rest), sum(found[key].size_bytes for key in present))
+
+
+def sweep(store: Store, removals: Iterable[Removal]) -> None:
+    """Remove the files, the oldest Snapshot first.
+
+    A Journal goes before its Snapshot is withdrawn, or a plan would take its receipts for those of an unfinished run;
+    and from its end, so that what is left of it can still be gone on with. Parts go last, when nobody names them.
+    """
+    with ThreadPoolExecutor(REMOVERS) as pool:
+        for removal in removals:
+            for key in removal.first:
+                store.delete(key)
+            if removal.snapshot is not None:
+                withdraw_snapshot(store, removal.snapshot)
+            list(pool.map(store.delete, removal.rest))
