@@ -54,12 +54,19 @@ class Faulty(torch.nn.Module):
             sick.write_text(str(os.getpid()))
             note("sick")
             raise RuntimeError("unspecified launch failure")
-        if "sick_node" in faults:
+        if "sick_address" in faults:
             import ray
 
-            if faults["sick_node"] in ("all", ray.get_runtime_context().get_node_id()):
+            if faults["sick_address"] in ("all", ray.util.get_node_ip_address()):
                 note("sick")
                 features["token_embeddings"] = features["token_embeddings"] * float("nan")
+            else:  # the others wait until it has been noticed
+                log = path.with_suffix(".log")
+                for _ in range(3000):
+                    lines = log.read_text().splitlines() if log.exists() else []
+                    if len({line.split()[1] for line in lines if line.startswith("sick ")}) >= faults["processes"]:
+                        break
+                    time.sleep(0.1)
         if holds("nan"):
             note("nan")
             rows = (ids == faults["nan"]).any(dim=1)
@@ -89,6 +96,10 @@ class Faults:
 
     def __init__(self, folder: Path, **faults: Any) -> None:
         self.path = folder / "faults.json"
+        self.set(**faults)
+
+    def set(self, **faults: Any) -> None:
+        """Let other things go wrong from now on."""
         self.path.write_bytes(orjson.dumps(faults))
 
     @property

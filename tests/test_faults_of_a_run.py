@@ -118,7 +118,7 @@ def test_a_sick_encoder_is_replaced_by_a_fresh_process(tmp_path: Path, model: Pa
 
 
 def test_without_a_healthy_encoder_the_run_ends_and_says_so(tmp_path: Path, model: Path, corpus: Path) -> None:
-    faults = Faults(tmp_path, sick_node="all")
+    faults = Faults(tmp_path, sick_address="all")
     finished, output = run(tmp_path, model, corpus, faults)
     assert finished.code == 1
     assert len({process for process, _ in faults.noted("sick")}) == 3

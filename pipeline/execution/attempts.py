@@ -24,6 +24,15 @@ MAX_DEATHS = 3
 MAX_STRIKES = 3
 """After so many encoders that failed on everything, a node is left out for the rest of the run."""
 
+ANSWER_SECONDS = 30.0
+"""How long a worker waits for the book, which may be starting anew."""
+
+SICK_EXIT = 75
+"""Exit code of an encoder that ends itself to be replaced by a fresh process."""
+
+ALONE = "this machine"
+"""Stands for the node where there is no Ray, and nobody who would start another process."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -74,11 +83,11 @@ class Attempts:
         """Note that work is done, be it without success: the worker lives."""
         self.begun.pop(work, None)
 
-    def strike(self, error: str, node: str = "this machine") -> bool:
+    def strike(self, error: str, node: str = ALONE) -> bool:
         """Note that an encoder failed on everything; return whether another process may try on this node."""
         self.strikes[node] += 1
         self.errors[node] = error
-        return node != "this machine" and self.strikes[node] < MAX_STRIKES
+        return node != ALONE and self.strikes[node] < MAX_STRIKES
 
     def lower(self, batch_tokens: int) -> None:
         """Note a budget that a device can bear, for all encoders of the run."""
@@ -149,13 +158,7 @@ class RemoteAttempts:
             return unanswered
 
 
-ANSWER_SECONDS = 30.0
-"""How long a worker waits for the book, which may be starting anew."""
-
 Marks = Attempts | RemoteAttempts
-
-SICK_EXIT = 75
-"""Exit code of an encoder that ends itself to be replaced by a fresh process."""
 
 
 @contextmanager
