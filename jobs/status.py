@@ -5,6 +5,8 @@ import argparse
 from pipeline.config_file import load_config
 from pipeline.units import byte_size, counted, thousands
 
+FATES = ("embedded", "reused", "quarantined", "deduplicated")
+
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
@@ -29,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{store.uri}: {counted(len(records), 'snapshot')}, newest {newest.number}")
     for record in records:
         rows, parts, size = (record.totals[name] for name in ("rows", "parts", "bytes"))
-        fates = ", ".join(f"{thousands(record.totals[fate])} {fate}" for fate in ("embedded", "reused", "quarantined"))
+        fates = ", ".join(f"{thousands(record.totals[fate])} {fate}" for fate in FATES)
         holds = f"{thousands(rows)} rows in {counted(parts, 'Part')}, {byte_size(size)}"
         print(f"  {record.number:>8}  {record.published_at}  {holds}; {fates}")
     recipe = newest.recipe

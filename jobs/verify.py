@@ -1,15 +1,18 @@
 """`verify`: read a published snapshot whole, compare it with what it says of itself and with its source."""
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config_file import load_config
 from pipeline.units import counted, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.findings import Verification
+    from pipeline.execution.findings import Finding, Verification
 
 FAILED_CHECK = 4
+SHOWN = 3
+"""Rows of a file that a person is shown for one check; `--json` has a hundred."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,13 +37,23 @@ def verification_text(result: "Verification") -> str:
         lines.append("  ids          not compared: published with source.duplicate_ids: allow")
     if result.sample:
         lines.append(f"  sample       {_sample(result)}")
+    return "\n".join([*lines, *_findings(result)])
+
+
+def _findings(result: "Verification") -> Iterator[str]:
+    """Yield a line per file, and below it what is wrong with it; of many rows with one fault the first few."""
+    by_path: dict[str, dict[str, list[Finding]]] = {}
     for finding in result.findings:
-        row = "" if finding.row is None else f" row {finding.row}"
-        lines.append(f"  {finding.check:<12} {finding.path}{row}: {finding.detail}")
-    hidden = sum(result.counts.values()) - len(result.findings)
-    if hidden:
-        lines.append(f"  … and {counted(hidden, 'finding')} more")
-    return "\n".join(lines)
+        by_path.setdefault(finding.path, {}).setdefault(finding.check, []).append(finding)
+    for path, checks in by_path.items():
+        yield path
+        for check, findings in checks.items():
+            for finding in findings[:SHOWN]:
+                yield f"  {check:<12} {'' if finding.row is None else f'row {finding.row}: '}{finding.detail}"
+            if len(findings) > SHOWN:
+                yield f"  {check:<12} … and {counted(len(findings) - SHOWN, 'row')} more"
+    if hidden := sum(result.counts.values()) - len(result.findings):
+        yield f"… and {counted(hidden, 'finding')} more"
 
 
 def _source(result: "Verification") -> str:

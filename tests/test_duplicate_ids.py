@@ -42,7 +42,7 @@ def test_a_repeated_id_is_named_with_both_places_the_earlier_first(store: Store)
     with pytest.raises(SourceError) as told:
         check_ids(store, shards_of(2), parts, chunked=False)
     where = "'b' in row 1 of snapshots/00000001-run/s0-00000.parquet (from in/0.jsonl) and row 1 of snapshots/"
-    assert str(told.value).startswith(f"1 rows have the id of another row, for instance {where}")
+    assert str(told.value).startswith(f"1 row has the id of another row, for instance {where}")
     assert "(from in/1.jsonl)" in str(told.value)
     assert "source.duplicate_ids" in str(told.value)
 
@@ -51,7 +51,7 @@ def test_chunks_of_one_document_are_no_duplicates_and_the_same_chunk_twice_is_on
     parts = [published(local, "s0", rows_of(["a", "a", "b"], chunk=[0, 1, 0]))]
     check_ids(local, shards_of(1), parts, chunked=True)
     parts.append(published(local, "s0", rows_of(["a"], chunk=[1]), block=1))
-    with pytest.raises(SourceError, match=r"^1 rows"):
+    with pytest.raises(SourceError, match=r"^1 row has"):
         check_ids(local, shards_of(1), parts, chunked=True)
 
 

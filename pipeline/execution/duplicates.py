@@ -17,6 +17,7 @@ from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.parquet import part_key, read_columns
 from pipeline.storage.readers import ReadColumns, read_shard
 from pipeline.storage.uniqueness import ROW_BITS, find_repeats, index_and_row, placed
+from pipeline.units import counted
 
 READERS = 16
 """Parts whose id columns are read at once; each is a few requests and some hundred kilobytes."""
@@ -66,9 +67,9 @@ def check_ids(store: Store, wanted: Sequence[Shard], parts: Sequence[tuple[str, 
         shards = [wanted[position[part.shard_id]] for _, part in ordered]
         examples = [_told(store, keys, shards, repeat, earlier) for repeat, earlier in sorted(shown)]
         raise SourceError(
-            f"{rows} rows have the id of another row, for instance {'; '.join(examples)}. Nothing was published, what "
-            "was encoded is kept. Mend the source, or set source.duplicate_ids to keep_first (of each id the first row "
-            "is published) or to allow (all are)"
+            f"{counted(rows, 'row')} {'has' if rows == 1 else 'have'} the id of another row, for instance "
+            f"{'; '.join(examples)}. Nothing was published, what was encoded is kept. Mend the source, or set "
+            "source.duplicate_ids to keep_first (of each id the first row is published) or to allow (all are)"
         )
 
 

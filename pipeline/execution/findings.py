@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MAX_LISTED = 100
-"""Findings listed one by one; beyond that only counted."""
+"""Findings of one check that are listed one by one; beyond that only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Verification:
     def add(self, finding: Finding) -> None:
         """Take in a finding."""
         self.counts[finding.check] += 1
-        if len(self.findings) < MAX_LISTED:
+        if self.counts[finding.check] <= MAX_LISTED:
             self.findings.append(finding)
 
     def to_json(self) -> dict[str, Any]:

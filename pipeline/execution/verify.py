@@ -75,7 +75,7 @@ def _checked_ids(snapshot: Snapshot, result: Verification) -> Iterator[NDArray[n
 
 def _add_repeats(snapshot: Snapshot, repeats_R2: NDArray[np.uint64], result: Verification) -> None:
     for row, (repeat, earlier) in enumerate(repeats_R2[np.argsort(repeats_R2[:, 0])].tolist()):
-        if len(result.findings) >= MAX_LISTED:
+        if result.counts["duplicate_id"] >= MAX_LISTED:
             result.counts["duplicate_id"] += len(repeats_R2) - row
             return
         (key, row_of_repeat), (other, row_of_earlier) = (_told(snapshot, place) for place in (repeat, earlier))
@@ -116,9 +116,9 @@ def _check_listing(snapshot: Snapshot, result: Verification) -> None:
 
 def _check_totals(snapshot: Snapshot, result: Verification) -> None:
     """Compare rows found with rows promised, Parts with their Shards, and in each Shard rows read with their fates."""
-    totals, listed = snapshot.totals, defaultdict[str, int](int)
+    totals, listed, whole = snapshot.totals, defaultdict[str, int](int), f"snapshots/{snapshot.record.folder}"
     if result.rows != totals["rows"]:
-        result.add(Finding("rows", snapshot.folder, f"{result.rows} rows, published with {totals['rows']}"))
+        result.add(Finding("rows", whole, f"{result.rows} rows, published with {totals['rows']}"))
     for part in _lines(snapshot):
         listed[part["shard_id"]] += part["rows"] if part["kind"] == "embeddings" else 0
     chunked, read = snapshot.recipe["long_text"] == "chunk", 0
@@ -135,4 +135,4 @@ def _check_totals(snapshot: Snapshot, result: Verification) -> None:
     for shard_id in sorted(listed):
         result.add(Finding("rows", shard_id, "has Parts and is no Shard of the snapshot"))
     if read != totals["rows_read"]:
-        result.add(Finding("rows", snapshot.folder, f"its Shards have read {read} rows, it says {totals['rows_read']}"))
+        result.add(Finding("rows", whole, f"its Shards have read {read} rows, it says {totals['rows_read']}"))
