@@ -26,7 +26,9 @@ def config_table() -> str:
         assert issubclass(holder.annotation, BaseModel)
         for key, field in holder.annotation.model_fields.items():
             choices = " · ".join(f"`{choice}`" for choice in _choices(section, key, field))
-            meaning = " ".join(filter(None, [f"{choices}:" if choices else "", field.description or ""]))
+            meaning = " ".join(
+                filter(None, [f"{choices}:" if choices else "", " ".join((field.description or "").split())])
+            )
             rows.append(f"| `{section}.{key}` | {_default(field)} | {meaning} |")
     return "\n".join(rows)
 

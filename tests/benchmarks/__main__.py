@@ -9,22 +9,24 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import data_plane, overhead
+from tests.benchmarks import data_plane, ids, overhead
 
 
 def main() -> None:
     """Run what was asked for and print each line as it is known."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=["data-plane", "overhead"], help="one of them (default: both)")
+    parser.add_argument("--only", choices=["data-plane", "overhead", "ids"], help="one of them (default: all)")
     parser.add_argument("--rounds", type=int, help="repetitions (default: 3 of the data plane, 2 of the overhead)")
     parser.add_argument("--rows", type=int, default=17_410, help="reviews of the overhead benchmark (%(default)s)")
     options = parser.parse_args()
     folder = Path(".bench").resolve()
     folder.mkdir(exist_ok=True)
     lines: list[dict[str, object]] = []
-    if options.only != "overhead":
+    if options.only in (None, "ids"):
+        lines += _shown(ids.measure(folder))
+    if options.only in (None, "data-plane"):
         lines += _shown(data_plane.measure(folder, options.rounds or 3))
-    if options.only != "data-plane":
+    if options.only in (None, "overhead"):
         lines += _shown(overhead.measure(folder, options.rounds or 2, options.rows))
     result = {"measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": _machine()}
     (folder / "results.json").write_text(json.dumps(result | {"results": lines}, indent=2), encoding="utf-8")
