@@ -42,8 +42,9 @@ class Source(Section):
     """Column that is embedded; a text file offers `text` = the line."""
     keep_columns: tuple[str, ...] = ()
     """Columns carried into the output unchanged, of any type."""
-    empty_text: Literal["embed", "quarantine"] = "embed"
-    """What becomes of empty and whitespace-only texts: the vector the model gives them, or quarantine."""
+    empty_text: Literal["quarantine", "zero", "embed"] = "quarantine"
+    """What becomes of empty and whitespace-only texts: quarantine, a zero vector (with `tokens` 0), or the vector
+    that the model gives them."""
     duplicate_ids: Literal["error", "keep_first", "allow"] = "error"
     """What becomes of rows with one id: the run fails before it publishes and keeps what it has encoded; the first by
     file and row is embedded, which costs one more read of the source before each run; or all are published."""
@@ -134,7 +135,8 @@ class Runtime(Section):
     stall_minutes: Annotated[float, Field(gt=0)] = 30.0
     """A run in which no Block is finished for so long ends with an error that names what it waits for."""
     max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of the rows read that may go to quarantine; above it the run fails and publishes nothing."""
+    """Share of the rows read that may go to quarantine, and of the source's bytes that may be unreadable; above it the
+    run fails and publishes nothing."""
 
 
 class JobConfig(Section):

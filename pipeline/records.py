@@ -26,6 +26,9 @@ class Reason(StrEnum):
     INVALID_CSV = "invalid_csv"
     LINE_TOO_LONG = "line_too_long"
     PARTITION_VALUE = "partition_value"
+    UNREADABLE_FILE = "unreadable_file"
+    UNREADABLE_STRETCH = "unreadable_stretch"
+    AMBIGUOUS_COLUMN = "ambiguous_column"
     NOT_FINITE = "not_finite"
     ENCODE_FAILED = "encode_failed"
     KILLS_PROCESS = "kills_process"
@@ -91,7 +94,7 @@ class Block:
     number: int
     """0, 1, 2 … within the Shard."""
     rows_read: int
-    """Source rows this Block stands for: its documents plus its quarantined rows."""
+    """Source rows this Block stands for: its documents plus its quarantined rows, stretches by what they count."""
     is_last: bool
     """True on the Shard's last Block; every Shard has exactly one, be it empty."""
     documents: pa.Table
@@ -152,6 +155,12 @@ class BlockReceipt:
     """Quarantined rows by Reason."""
     deduplicated: int = 0
     """Rows left out because their id stands before them in the plan (`duplicate_ids: keep_first`)."""
+    entries: int | None = None
+    """Lines of the quarantine Part: fewer than `quarantined` where one stands for a stretch; None = as many."""
+
+    @property
+    def quarantine_lines(self) -> int:
+        return self.quarantined if self.entries is None else self.entries
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.arrow import one_array
 
 RESERVED_COLUMNS = frozenset(
     [
@@ -36,12 +39,26 @@ QUARANTINE = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("error", pa.string(), nullable=False),
         pa.field("raw", pa.binary()),
+        pa.field("rows", pa.int64()),
+        pa.field("raw_bytes", pa.int64()),
+        pa.field("raw_hash", pa.string()),
+        pa.field("unreadable_bytes", pa.int64()),
     ]
 )
-"""`row` counts from 0 in its file; `raw` is the row as found, cut at RAW_BYTES."""
+"""One entry per bad row, or per stretch of a file that gives no rows at all.
+
+`row` counts from 0 in its file; `raw` is the row as found, cut at RAW_BYTES, `raw_bytes` its whole size and `raw_hash`
+the SHA-256 of all of it, as sha256sum prints it. A stretch begins with `row`, holds `rows` rows (null = unknown,
+counted as one) and has `unreadable_bytes`, which a single bad row has not.
+"""
 
 RAW_BYTES = 1024
 """How much of a quarantined row is kept as evidence."""
+
+
+def rows_counted(quarantine: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Return for how many source rows each entry counts: a stretch of unknown length for one."""
+    return pc.fill_null(one_array(quarantine["rows"]), 1)
 
 
 def document_schema(id_type: pa.DataType, kept: Sequence[pa.Field]) -> pa.Schema:

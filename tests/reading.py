@@ -41,9 +41,9 @@ def written_parquet(path: Path, table: pa.Table, **options: Any) -> SourceFile:
 
 
 def columns(id_type: pa.DataType | None = None, kept: Sequence[pa.Field] = (), **options: Any) -> ReadColumns:
-    """Ask for `id` and `text`, and kept columns by their fields."""
+    """Ask for `id` and `text`, and kept columns by their fields; empty texts are documents unless asked otherwise."""
     schema = schemas.document_schema(id_type or pa.string(), kept)
-    return ReadColumns("id", "text", tuple(field.name for field in kept), schema, **options)
+    return ReadColumns("id", "text", tuple(field.name for field in kept), schema, **{"empty_text": "embed"} | options)
 
 
 def blocks_of(
@@ -65,6 +65,12 @@ def documents_of(blocks: Iterable[Block]) -> pa.Table:
 def quarantine_of(blocks: Iterable[Block]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pa.concat_tables([block.quarantine for block in blocks]).to_pylist()
     return rows
+
+
+def stretches_of(blocks: Iterable[Block]) -> list[tuple[int, int | None, str]]:
+    """Return (first row, rows, reason) of what is in quarantine as a stretch."""
+    entries = (row for row in quarantine_of(blocks) if row["unreadable_bytes"] is not None)
+    return [(row["row"], row["rows"], row["reason"]) for row in entries]
 
 
 def reasons_of(blocks: Iterable[Block]) -> dict[int, str]:

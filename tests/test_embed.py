@@ -276,7 +276,7 @@ def test_chunks_cover_every_character_of_a_long_text(folder: Path, m3e_small: Pa
         folder,
         str(folder / "long.parquet"),
         str(folder / "long"),
-        source={"keep_columns": []},
+        source={"keep_columns": [], "empty_text": "embed"},
         output={"partition_by": []},
         recipe=recipe | {"stored": "float16", "dimensions": 128},
         runtime={"batch_tokens": 1024},

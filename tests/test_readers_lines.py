@@ -1,6 +1,10 @@
 """What reading JSON lines, CSV and plain text promises."""
 
+import bz2
+import hashlib
 import io
+import re
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +28,7 @@ from tests.reading import (
     open_local,
     quarantine_of,
     reasons_of,
+    stretches_of,
     texts_of,
     written,
 )
@@ -177,25 +182,26 @@ def test_a_line_beyond_the_limit_goes_to_quarantine_alone(tmp_path: Path) -> Non
     assert texts_of(blocks_of(file, columns(max_line_bytes=120)))[1] == "x" * 100
 
 
-def test_a_line_beyond_the_limit_is_never_held() -> None:
+def test_a_line_beyond_the_limit_is_never_held_and_hashed_whole() -> None:
+    pieces, whole = [b"x" * 2**20, b"y" * 2**19, b"z" * 100] * 70, hashlib.sha256()
+
     def chunks() -> Iterator[bytes]:
-        piece = b"x" * 2**20
-        yield from (piece for _ in range(1_000))
+        for piece in pieces:
+            whole.update(piece)
+            yield piece
         yield b"\nend"
 
     first, last = split_lines(chunks(), 16 * 2**20)
     assert first.lines == [b"x" * schemas.RAW_BYTES]
-    assert first.too_long[0].error == "the line has 1,048,576,000 bytes; at most 16,777,216 are read"
-    assert (last.lines, last.byte_offset_N.tolist()) == ([b"end"], [1_048_576_001])
+    assert first.bad[0].error == "the line has 110,107,480 bytes; at most 16,777,216 are read"
+    assert (first.bad[0].raw_bytes, first.bad[0].raw_hash) == (110_107_480, whole.hexdigest())
+    assert (last.lines, last.byte_offset_N.tolist()) == ([b"end"], [110_107_481])
 
 
-def test_a_column_that_the_first_thousand_rows_lack_is_an_error(tmp_path: Path) -> None:
-    few = jsonl(tmp_path, *['{"id":"a","txt":"t"}'] * 999)
-    assert set(reasons_of(blocks_of(few)).values()) == {"missing_column"}
-    with pytest.raises(SourceError, match=r"a\.jsonl has no column 'text'; did you mean 'txt'\? It has: id, txt"):
-        blocks_of(jsonl(tmp_path, *['{"id":"a","txt":"t"}'] * 1000, GOOD[:-1]))
-    with pytest.raises(SourceError, match=r"has no column 'id'; It has: text"):
-        blocks_of(jsonl(tmp_path, *['{"text":"t"}'] * 1000))
+def test_json_lines_without_a_column_go_to_quarantine_each_and_stop_nothing(tmp_path: Path) -> None:
+    blocks = blocks_of(jsonl(tmp_path, *['{"id":"a","txt":"t"}', '{"text":"t"}'] * 800, GOOD[:-1]))
+    assert texts_of(blocks) == ["one"]
+    assert reasons_of(blocks) == {row: ("missing_column", "missing_id")[row % 2] for row in range(1600)}
 
 
 def test_the_schema_of_json_lines_comes_from_the_kind_that_most_values_have(tmp_path: Path) -> None:
@@ -207,6 +213,7 @@ def test_the_schema_of_json_lines_comes_from_the_kind_that_most_values_have(tmp_
         '{"id":18446744073709551616,"text":"t","m":"x"}',
     )
     schema = read_source_schema(file, "id", "text", tuple("bifslonm"), open_local)
+    assert schema is not None
     assert {field.name: str(field.type) for field in schema if field.name in "id bifslonm"} == {
         "id": "int64",
         "b": "bool",
@@ -234,9 +241,9 @@ def test_a_schema_that_cannot_be_used_is_an_error(tmp_path: Path, line: str, mes
         read_source_schema(jsonl(tmp_path, line), "id", "text", ("k",), open_local)
 
 
-def test_a_json_file_without_rows_says_strings(tmp_path: Path) -> None:
-    schema = read_source_schema(jsonl(tmp_path), "id", "text", ("k",), open_local)
-    assert (schema.field("id").type, schema.field("k").type) == (pa.string(), pa.string())
+@pytest.mark.parametrize("lines", [[], ["broken", "[]"]])
+def test_a_json_file_without_a_good_row_says_nothing_of_its_columns(tmp_path: Path, lines: list[str]) -> None:
+    assert read_source_schema(jsonl(tmp_path, *lines), "id", "text", ("k",), open_local) is None
 
 
 # Compression
@@ -265,23 +272,71 @@ def test_frames_to_skip_are_skipped(tmp_path: Path) -> None:
     assert texts_of(blocks_of(written(tmp_path / "a.jsonl.zst", content, "jsonl"))) == ["one", "one"]
 
 
+def decodable(content: bytes, suffix: str) -> bytes:
+    """Return what Python's own decoders make of a stream that breaks off."""
+    if suffix == ".gz":
+        return zlib.decompressobj(31).decompress(content)
+    if suffix == ".bz2":
+        return bz2.BZ2Decompressor().decompress(content)
+    return zstandard.ZstdDecompressor().decompressobj().decompress(content)
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
-def test_every_cut_of_a_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
+def test_every_cut_of_a_compressed_file_gives_the_rows_before_it_and_one_stretch(tmp_path: Path, suffix: str) -> None:
     content = whole(suffix)
-    for size in {*range(20), *range(0, len(content), 37), *range(len(content) - 20, len(content))}:
+    for size in {*range(20), *range(0, len(content), 97), *range(len(content) - 12, len(content))}:
         file = written(tmp_path / f"a.jsonl{suffix}", content[:size], "jsonl")
-        with pytest.raises(SourceError, match=rf"a\.jsonl{suffix} is (not a whole|empty)"):
-            blocks_of(file)
+        blocks, expected = blocks_of(file), decodable(content[:size], suffix)
+        rows = expected.count(b"\n")
+        assert documents_of(blocks)["id"].to_pylist() == [str(row) for row in range(rows)], size
+        [entry] = quarantine_of(blocks)
+        reason = "unreadable_stretch" if expected else "unreadable_file"
+        assert (entry["row"], entry["rows"], entry["reason"], entry["unreadable_bytes"]) == (rows, None, reason, size)
+        assert (entry["byte_offset"], entry["raw"]) == (expected.rfind(b"\n") + 1, expected.rpartition(b"\n")[2])
+        assert [block.rows_read for block in blocks] == [rows + 1]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
-def test_a_flipped_bit_garbage_or_a_plain_file_is_an_error(tmp_path: Path, suffix: str) -> None:
+def test_what_follows_a_whole_stream_and_is_none_costs_no_row(tmp_path: Path, suffix: str) -> None:
     content = whole(suffix)
+    for broken in [content + b"x", content + b"garbage\n", content + content[:9]]:
+        blocks = blocks_of(written(tmp_path / f"a.jsonl{suffix}", broken, "jsonl"))
+        assert len(texts_of(blocks)) == 500
+        assert stretches_of(blocks) == [(500, None, "unreadable_stretch")]
+        assert blocks[0].metrics["unreadable_bytes"] == len(broken)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_a_flipped_bit_in_a_compressed_file_never_passes_unseen(tmp_path: Path, suffix: str) -> None:
+    content = whole(suffix)
+    for position in range(4 if suffix == ".bz2" else 20, len(content), 41):
+        flipped = bytearray(content)
+        flipped[position] ^= 1
+        blocks = blocks_of(written(tmp_path / f"a.jsonl{suffix}", bytes(flipped), "jsonl"))
+        [(row, rows, _)] = stretches_of(blocks)
+        assert (rows, row) == (None, max(reasons_of(blocks)))
+        assert blocks[0].metrics["unreadable_bytes"] == len(content)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_a_plain_file_with_the_name_of_a_compressed_one_is_one_entry(tmp_path: Path, suffix: str) -> None:
+    blocks = blocks_of(written(tmp_path / f"a.jsonl{suffix}", GOOD * 500, "jsonl"))
+    assert stretches_of(blocks) == [(0, None, "unreadable_file")]
+    assert blocks[0].rows_read == 1
+
+
+def test_what_was_damaged_on_its_way_only_is_read_again(tmp_path: Path) -> None:
+    content = whole(".gz")
+    file = written(tmp_path / "a.jsonl.gz", content, "jsonl")
     flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 1
-    for broken in [bytes(flipped), content + b"x", content + b"garbage\n", content + content[:9], GOOD * 500]:
-        with pytest.raises(SourceError, match=r"not a whole \w+ stream: .*, after [\d,]+ decoded bytes"):
-            blocks_of(written(tmp_path / f"a.jsonl{suffix}", broken, "jsonl"))
+    flipped[len(content) - 3] ^= 1
+    answers = [bytes(flipped), content]
+
+    def open_by_turns(file: SourceFile) -> AbstractContextManager[BinaryIO]:
+        return io.BytesIO(answers.pop(0))
+
+    blocks = list(read_shard(Shard("s1", (Span(file),)), columns(), 1000, open_by_turns))
+    assert (len(texts_of(blocks)), quarantine_of(blocks)) == (500, [])
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -386,17 +441,22 @@ def test_csv_texts_are_what_stands_there_however_long_or_odd(tmp_path: Path) -> 
         ('id,"text\n', "the header of .* cannot be read"),
     ],
 )
-def test_a_csv_header_that_cannot_be_used_is_an_error(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_a_csv_file_whose_header_cannot_be_used_is_one_stretch_and_no_witness(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
     file = csv(tmp_path, content)
-    with pytest.raises(SourceError, match=message):
-        blocks_of(file)
+    [entry] = quarantine_of(blocks_of(file))
+    assert re.search(message, entry["error"])
+    assert (entry["row"], entry["rows"], entry["unreadable_bytes"]) == (0, None, file.size_bytes)
     with pytest.raises(SourceError, match=message):
         read_source_schema(file, "id", "text", (), open_local)
 
 
 def test_csv_columns_are_strings_unless_the_run_says_otherwise(tmp_path: Path) -> None:
     file = csv(tmp_path, "id,text,day\n7,t,2026-11-23\n")
-    assert read_source_schema(file, "id", "text", ("day",), open_local).types[:3] == [pa.string()] * 3
+    schema = read_source_schema(file, "id", "text", ("day",), open_local)
+    assert schema is not None
+    assert schema.types[:3] == [pa.string()] * 3
     documents = documents_of(blocks_of(file, columns(pa.int64(), kept=[pa.field("day", pa.date32())])))
     assert [str(value) for value in documents.to_pylist()[0].values()][:2] == ["7", "2026-11-23"]
 
@@ -428,5 +488,4 @@ def test_plain_text_has_no_other_columns(tmp_path: Path, names: tuple[str, str, 
     ):
         read_source_schema(file, *names, open_local)
     asked = ReadColumns(*names, columns(kept=[pa.field(name, pa.string()) for name in names[2]]).schema)
-    with pytest.raises(SourceError, match=r"its columns are 'id'"):
-        blocks_of(file, asked)
+    assert stretches_of(blocks_of(file, asked)) == [(0, None, "missing_column")]

@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +25,7 @@ from tests.reading import (
     open_local,
     quarantine_of,
     reasons_of,
+    stretches_of,
     texts_of,
     written,
     written_parquet,
@@ -80,6 +83,10 @@ def test_only_the_row_that_is_no_utf8_goes_to_quarantine(tmp_path: Path, type: p
         "reason": "invalid_utf8",
         "error": "the text is not valid UTF-8",
         "raw": NOT_UTF8,
+        "rows": 1,
+        "raw_bytes": len(NOT_UTF8),
+        "raw_hash": sha256(NOT_UTF8).hexdigest(),
+        "unreadable_bytes": None,
     }
 
 
@@ -160,6 +167,7 @@ def test_kept_columns_of_any_type_pass_unchanged(tmp_path: Path, array: pa.Array
     table = pa.table({"first": array, "text": ["a", "b"], "kept": array, "id": ["1", "2"], "last": array})
     file = written_parquet(tmp_path / "a.parquet", table)
     schema = read_source_schema(file, "id", "text", ("kept",), open_local)
+    assert schema is not None
     assert schema.field("kept").type == array.type
     documents = documents_of(blocks_of(file, columns(kept=[schema.field("kept")])))
     assert documents["kept"].combine_chunks().equals(pa.chunked_array([array]).combine_chunks())
@@ -170,6 +178,7 @@ def test_the_text_and_the_id_can_be_kept_as_well(tmp_path: Path) -> None:
     file = written_parquet(tmp_path / "a.parquet", pa.table({"text": ["a"], "doc": ["1"]}))
     schema = read_source_schema(file, "doc", "text", ("text", "doc"), open_local)
     asked = columns(kept=[pa.field("text", pa.string())])
+    assert schema is not None
     assert schema.names[:4] == ["id", "text", "doc", schemas.TEXT]
     asked = type(asked)("doc", "text", ("text", "doc"), schema)
     assert documents_of(blocks_of(file, asked)).select([0, 1, 2, 3]).to_pylist() == [
@@ -188,8 +197,9 @@ def test_a_name_that_stands_twice_matters_only_where_it_is_asked_for(tmp_path: P
     arrays = [pa.array(["1"]), pa.array(["x"]), pa.array(["t"]), pa.array(["y"])]
     file = written_parquet(tmp_path / "a.parquet", pa.Table.from_arrays(arrays, ["id", "twice", "text", "twice"]))
     assert texts_of(blocks_of(file)) == ["t"]
-    with pytest.raises(SourceError, match=r"a\.parquet has 2 columns 'twice'"):
-        blocks_of(file, columns(kept=[pa.field("twice", pa.string())]))
+    [entry] = quarantine_of(blocks_of(file, columns(kept=[pa.field("twice", pa.string())])))
+    assert (entry["rows"], entry["reason"]) == (1, "ambiguous_column")
+    assert "a.parquet has 2 columns 'twice'" in entry["error"]
 
 
 @pytest.mark.parametrize(
@@ -225,8 +235,6 @@ def test_a_kept_column_that_drifted_is_cast_where_no_value_changes(
         (pa.array([1]), pa.string()),
         (pa.array([True]), pa.int64()),
         (pa.array([1]), pa.bool_()),
-        (pa.array([2**40]), pa.int32()),
-        (pa.array([1.5]), pa.int64()),
         (pa.array([0.1]), pa.float32()),
         (pa.array([1], pa.timestamp("us")), pa.timestamp("us", tz="UTC")),
         (pa.array([1], pa.timestamp("us")), pa.date32()),
@@ -235,27 +243,51 @@ def test_a_kept_column_that_drifted_is_cast_where_no_value_changes(
     ],
     ids=str,
 )
-def test_a_kept_column_that_drifted_too_far_is_an_error(tmp_path: Path, found: pa.Array, expected: pa.DataType) -> None:
+def test_a_file_with_a_kept_column_that_drifted_too_far_is_one_stretch(
+    tmp_path: Path, found: pa.Array, expected: pa.DataType
+) -> None:
     file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "text": ["t"], "n": found}))
-    with pytest.raises(SourceError) as error:
-        blocks_of(file, columns(kept=[pa.field("n", expected)]))
-    assert str(error.value).startswith(f"column 'n' of {file.uri} is {found.type}; expected {expected}.")
+    [entry] = quarantine_of(blocks_of(file, columns(kept=[pa.field("n", expected)])))
+    assert (entry["row"], entry["rows"], entry["reason"]) == (0, 1, "wrong_type")
+    assert entry["error"].startswith(f"column 'n' of {file.uri} is {found.type}; expected {expected}.")
+
+
+@pytest.mark.parametrize(
+    ("values", "found", "expected"),
+    [
+        ([1, 2**40, None, -1], pa.int64(), pa.int32()),
+        ([1, 1.5, None, -1], pa.float64(), pa.int64()),
+        ([[1], [2**40], None, []], pa.list_(pa.int64()), pa.list_(pa.int32())),
+    ],
+    ids=str,
+)
+def test_a_value_that_does_not_fit_its_drifted_column_takes_only_its_own_row(
+    tmp_path: Path, values: list[object], found: pa.DataType, expected: pa.DataType
+) -> None:
+    table = pa.table({"id": list("abcd"), "text": ["t"] * 4, "n": pa.array(values, found)})
+    blocks = blocks_of(written_parquet(tmp_path / "a.parquet", table), columns(kept=[pa.field("n", expected)]))
+    assert documents_of(blocks)["n"].to_pylist() == [values[0], *values[2:]]
+    assert reasons_of(blocks) == {1: "wrong_type"}
+    assert quarantine_of(blocks)[0]["raw"] == b"t"
 
 
 @pytest.mark.parametrize("type", [pa.int8(), pa.uint64(), pa.int64()], ids=str)
 def test_integer_ids_keep_their_type(tmp_path: Path, type: pa.DataType) -> None:
     file = written_parquet(tmp_path / "a.parquet", pa.table({"id": pa.array([7], type), "text": ["t"]}))
-    assert read_source_schema(file, "id", "text", (), open_local).field("id").type == type
+    schema = read_source_schema(file, "id", "text", (), open_local)
+    assert schema is not None
+    assert schema.field("id").type == type
     assert documents_of(blocks_of(file, columns(type)))["id"].to_pylist() == [7]
 
 
-def test_ids_that_are_strings_in_one_file_and_integers_in_another_are_an_error(tmp_path: Path) -> None:
+def test_of_string_and_integer_ids_only_those_of_the_run_are_read(tmp_path: Path) -> None:
     texts = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "text": ["t"]}))
     numbers = written_parquet(tmp_path / "b.parquet", pa.table({"id": [1], "text": ["t"]}))
-    with pytest.raises(SourceError, match=r"column 'id' of .*b\.parquet is int64; expected string"):
-        blocks_of([texts, numbers])
-    with pytest.raises(SourceError, match=r"column 'id' of .*a\.parquet is string; expected int64"):
-        blocks_of([numbers, texts], columns(pa.int64()))
+    for asked, other in ((columns(), numbers), (columns(pa.int64()), texts)):
+        blocks = blocks_of([texts, numbers], asked)
+        assert texts_of(blocks) == ["t"]
+        [entry] = quarantine_of(blocks)
+        assert (entry["source_uri"], entry["rows"], entry["reason"]) == (other.uri, 1, "wrong_type")
 
 
 @pytest.mark.parametrize(
@@ -276,10 +308,13 @@ def test_columns_that_cannot_be_used_are_named_with_what_is_there(
         read_source_schema(file, *names, open_local)
 
 
-def test_a_missing_column_is_an_error_when_reading_too(tmp_path: Path) -> None:
-    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["1"], "body": ["t"]}))
-    with pytest.raises(SourceError, match=r"a\.parquet has no column 'text'; It has: id, body"):
-        blocks_of(file)
+def test_a_file_without_the_column_is_one_stretch_of_as_many_rows_as_its_footer_says(tmp_path: Path) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"id": list("abc"), "body": ["t"] * 3}))
+    blocks = blocks_of(file, rows_per_block=2)
+    [entry] = quarantine_of(blocks)
+    assert (entry["row"], entry["rows"], entry["reason"]) == (0, 3, "missing_column")
+    assert entry["error"].endswith("a.parquet has no column 'text'; It has: id, body")
+    assert [block.rows_read for block in blocks] == [3]
 
 
 def test_a_span_reads_its_row_groups_and_counts_rows_in_the_file(tmp_path: Path) -> None:
@@ -308,28 +343,112 @@ def test_a_file_without_rows_gives_one_empty_last_block(tmp_path: Path) -> None:
     assert block.quarantine.schema.equals(schemas.QUARANTINE)
 
 
-def test_every_cut_of_a_parquet_file_is_an_error(tmp_path: Path) -> None:
+def test_every_cut_of_a_parquet_file_is_one_entry_for_the_whole_file(tmp_path: Path) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), sink)
     whole = sink.getvalue()
     for size in [0, 1, 4, 7, 8, 11, 12, len(whole) // 2, len(whole) - 4, len(whole) - 1]:
         file = written(tmp_path / "a.parquet", whole[:size], "parquet")
-        with pytest.raises(SourceError, match=r"a\.parquet is not a whole Parquet file"):
-            blocks_of(file)
+        blocks = blocks_of(file)
+        [entry] = quarantine_of(blocks)
+        assert (entry["row"], entry["rows"], entry["reason"]) == (0, None, "unreadable_file")
+        assert (entry["unreadable_bytes"], blocks[0].rows_read) == (size, 1)
+        assert "a.parquet is not a whole Parquet file" in entry["error"]
 
 
-def test_a_corrupt_page_in_the_middle_is_an_error_that_says_how_far_reading_came(tmp_path: Path) -> None:
-    texts = [f"text number {n}" for n in range(30_000)]
-    table = pa.table({"id": list(range(30_000)), "text": texts})
-    file = written_parquet(
-        tmp_path / "a.parquet", table, write_page_checksum=True, data_page_size=4096, use_dictionary=False
-    )
-    group = pq.ParquetFile(file.uri).metadata.row_group(0).column(1)
-    content = bytearray(Path(file.uri).read_bytes())
-    content[group.data_page_offset + group.total_compressed_size // 2] ^= 1
-    Path(file.uri).write_bytes(content)
-    with pytest.raises(SourceError, match=r"a\.parquet is corrupt in row groups 0 to 0, after 1\d,\d{3} readable"):
-        blocks_of(file, columns(pa.int64()))
+ROWS, GROUP = 30_000, 12_000
+PAGES = {"write_page_checksum": True, "data_page_size": 4096, "use_dictionary": False, "row_group_size": GROUP}
+
+
+def with_a_corrupt_page(path: Path) -> tuple[SourceFile, int]:
+    """Write three row groups, flip a bit in a page of the second one's texts; return the file and the page's first row.
+
+    Every text is 15 bytes and 4 of length, and pages are closed every 1,024 rows or less.
+    """
+    table = pa.table({"id": list(range(ROWS)), "text": [f"text number {n:05}" for n in range(ROWS)]})
+    file = written_parquet(path, table, compression="none", **PAGES)
+    column = pq.ParquetFile(file.uri).metadata.row_group(1).column(1)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"text number 17000", column.data_page_offset)
+    content[place] ^= 1
+    path.write_bytes(content)
+    return file, place
+
+
+def test_a_corrupt_page_costs_the_rest_of_its_row_group_and_no_row_before_or_behind(tmp_path: Path) -> None:
+    file, _ = with_a_corrupt_page(tmp_path / "a.parquet")
+    blocks = blocks_of(file, columns(pa.int64()), rows_per_block=1000)
+    [(row, rows, reason)] = stretches_of(blocks)
+    assert (row + (rows or 0), reason) == (2 * GROUP, "unreadable_stretch")
+    assert 17_000 - 1024 < row <= 17_000
+    assert documents_of(blocks)["id"].to_pylist() == [*range(row), *range(2 * GROUP, ROWS)]
+    assert sum(block.rows_read for block in blocks) == ROWS
+    assert [entry["error"].split(", after")[0].split("/")[-1] for entry in quarantine_of(blocks)] == [
+        "a.parquet is corrupt in row group 1"
+    ]
+
+
+def test_a_block_is_not_cut_within_a_stretch_and_can_be_skipped_like_any_other(tmp_path: Path) -> None:
+    file, _ = with_a_corrupt_page(tmp_path / "a.parquet")
+    asked = columns(pa.int64())
+    blocks = blocks_of(file, asked, rows_per_block=1000)
+    large = [block for block in blocks if block.rows_read > 1000]
+    assert [block.quarantine.num_rows for block in large] == [1]
+    assert [block.metrics.get("unreadable_bytes", 0) > 0 for block in blocks] == [block in large for block in blocks]
+    numbers = [block.number for block in blocks]
+    assert numbers == list(range(len(blocks)))
+    left = blocks_of(file, asked, rows_per_block=1000, skip_blocks=frozenset({0, large[0].number}))
+    assert [replace(b, metrics={}) for b in left] == [
+        replace(b, metrics={}) for b in blocks if b.number not in (0, large[0].number)
+    ]
+
+
+def test_a_page_that_was_damaged_on_its_way_only_is_read_again(tmp_path: Path) -> None:
+    file, place = with_a_corrupt_page(tmp_path / "a.parquet")
+
+    class OnceBroken(io.BytesIO):
+        """Gives a flipped bit the first time it is read."""
+
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            start = self.tell()
+            piece = bytearray(super().read(size))
+            if start <= place < start + len(piece):
+                OnceBroken.reads += 1
+                if OnceBroken.reads > 1:
+                    piece[place - start] ^= 1
+            return bytes(piece)
+
+    def open_once_broken(file: SourceFile) -> AbstractContextManager[BinaryIO]:
+        return OnceBroken(Path(file.uri).read_bytes())
+
+    blocks = list(read_shard(Shard("s1", (Span(file),)), columns(pa.int64()), 1000, open_once_broken))
+    assert documents_of(blocks)["id"].to_pylist() == list(range(ROWS))
+    assert (quarantine_of(blocks), OnceBroken.reads) == ([], 2)
+
+
+def test_whatever_bit_is_flipped_in_a_parquet_file_every_row_is_a_document_or_in_a_stretch(tmp_path: Path) -> None:
+    table = pa.table({"id": [f"r{n}" for n in range(60)], "text": [f"text {n}" for n in range(60)]})
+    file = written_parquet(tmp_path / "a.parquet", table, write_page_checksum=True, row_group_size=20)
+    whole = Path(file.uri).read_bytes()
+    texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    found = []
+    for position in range(4, footer, 7):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << position % 8
+        Path(file.uri).write_bytes(broken)
+        blocks = blocks_of(file)
+        documents = documents_of(blocks)
+        assert sum(block.rows_read for block in blocks) == 60
+        assert {id: texts[id] for id in documents["id"].to_pylist()} == dict(
+            zip(documents["id"].to_pylist(), texts_of(blocks), strict=True)
+        )
+        lost = sum(rows or 0 for _, rows, _ in stretches_of(blocks))
+        assert documents.num_rows + lost == 60
+        found.append(lost > 0)
+    assert sum(found) > 0.9 * len(found), "only in the head of a page are there bits that mean nothing"
 
 
 class BrokenStore(io.BytesIO):

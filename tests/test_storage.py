@@ -208,7 +208,7 @@ def test_a_driver_that_lost_the_journal_stops(store: Store) -> None:
 def test_a_snapshot_is_read_back_as_it_was_published(store: Store) -> None:
     part = publish_part(store, NAME, rows(), METADATA)
     shards = [{"shard_id": "shard", "sources": "[]", "blocks": 1, "rows_read": 2, "embedded": 2}]
-    shards[0] |= {"quarantined": 0, "reasons": "{}", "deduplicated": 0}
+    shards[0] |= {"quarantined": 0, "reasons": "{}", "deduplicated": 0, "entries": 0, "unreadable_bytes": 0}
     publish_snapshot(store, record(), [("00000001-run", part)], shards)
     found = open_snapshot(store.uri)
     assert replace(found.record, tables={}) == record()

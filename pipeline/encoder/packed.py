@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,21 @@ def encode_packed(
     return result
 
 
+def encode_or_zero(
+    encoder: Encoder, tokens: TokenBatch, batch_tokens: int, witness: TokenBatch | None = None
+) -> Encoded:
+    """Encode N texts like `encode_packed`; rows without tokens get a zero vector and never reach the encoder."""
+    rows_M = np.flatnonzero(tokens.lengths_N)
+    if len(rows_M) == len(tokens):
+        return encode_packed(encoder, tokens, batch_tokens, witness)
+    encoded = encode_packed(encoder, take(tokens, rows_M), batch_tokens, witness)
+    vectors_ND = np.zeros((len(tokens), encoder.dimension), np.float32)
+    done_N = np.ones(len(tokens), np.bool_)
+    vectors_ND[rows_M], done_N[rows_M] = encoded.vectors_ND, encoded.done_N
+    failures = {int(rows_M[row]): error for row, error in encoded.failures.items()}
+    return replace(encoded, vectors_ND=vectors_ND, done_N=done_N, failures=failures)
+
+
 def _witness(tokens: TokenBatch, result: Encoded, witness: TokenBatch | None) -> TokenBatch:
     """Return a text that is known to be good: one of this call, else of an earlier one, else nearly an empty one."""
     passed = np.flatnonzero(result.done_N)
@@ -135,3 +150,10 @@ def take(tokens: TokenBatch, rows_B: NDArray[np.int64]) -> TokenBatch:
     offsets_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
     shift_T = np.repeat(tokens.offsets_N1[rows_B] - offsets_B1[:-1], lengths_B)
     return TokenBatch(tokens.token_ids_T[np.arange(offsets_B1[-1]) + shift_T], offsets_B1)
+
+
+def only(tokens: TokenBatch, is_kept_N: NDArray[np.bool_]) -> TokenBatch:
+    """Return as many rows, without the tokens of those that are not kept."""
+    lengths_N = tokens.lengths_N
+    token_ids_T = tokens.token_ids_T[np.repeat(is_kept_N, lengths_N)]
+    return TokenBatch(token_ids_T, np.concatenate(([0], np.cumsum(lengths_N * is_kept_N))))

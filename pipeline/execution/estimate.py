@@ -11,7 +11,7 @@ from pipeline.errors import SourceError
 from pipeline.execution.plan import Plan, read_columns_of
 from pipeline.records import Shard, SourceFile, Span
 from pipeline.storage.filesystem import open_source
-from pipeline.storage.readers import ReadColumns, parquet_row_groups, read_shard
+from pipeline.storage.readers import BadFile, ReadColumns, parquet_row_groups, read_shard
 
 FOOTERS, SAMPLES = 1000, 16
 """Parquet files, and line files of each compression, looked at; others are taken to hold as many rows per byte."""
@@ -80,13 +80,20 @@ def _rows_of_kind(files: Sequence[SourceFile], columns: ReadColumns) -> tuple[in
     if files[0].format == "parquet":
         asked = _spread(files, FOOTERS)
         with ThreadPoolExecutor(READERS) as pool:
-            footers = list(pool.map(lambda file: parquet_row_groups(file, open_source), asked))
-        counts = [(sum(group[0] for group in groups), True) for groups in footers]
+            counts = list(pool.map(_rows_by_footer, asked))
     else:
         asked = _spread(files, SAMPLES)
         counts = [_sample(file, columns) for file in asked]
     rows = _scaled(files, asked, [rows for rows, _ in counts])
     return rows, len(asked) == len(files) and all(exact for _, exact in counts)
+
+
+def _rows_by_footer(file: SourceFile) -> tuple[int, bool]:
+    """Return the rows of a Parquet file, and whether they are known."""
+    try:
+        return sum(rows for rows, _ in parquet_row_groups(file, open_source)), True
+    except BadFile:
+        return 0, False
 
 
 def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:

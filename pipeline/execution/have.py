@@ -74,7 +74,8 @@ def _from_snapshot(parent: Snapshot, wanted: set[str]) -> dict[str, tuple[Carrie
             parts=tuple(part for _, part in mine),
             reasons=orjson.loads(row["reasons"]),
             deduplicated=row.get("deduplicated", 0),
-            metrics={"blocks": row["blocks"]},
+            metrics={"blocks": row["blocks"], "unreadable_bytes": row.get("unreadable_bytes") or 0},
+            entries=row.get("entries"),
         )
         have[row["shard_id"]] = (Carried(receipt, tuple(folder for folder, _ in mine)),)
     return have

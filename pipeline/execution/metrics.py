@@ -53,6 +53,8 @@ class RunReport:
     deduplicated: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by Reason."""
+    unreadable_bytes: int = 0
+    """Bytes of the source in stretches that could not be read, however many rows they hold."""
     parts: int = 0
     bytes_written: int = 0
     vectors: int = 0
@@ -131,6 +133,7 @@ class RunReport:
         self.quarantined += receipt.quarantined
         self.deduplicated += receipt.deduplicated
         self.reasons = dict(Counter(self.reasons) + Counter(receipt.reasons))
+        self.unreadable_bytes += int(receipt.metrics.get("unreadable_bytes", 0))
         self.parts += sum(part.kind == "embeddings" for part in receipt.parts)
         self.vectors += sum(part.rows for part in receipt.parts if part.kind == "embeddings")
 

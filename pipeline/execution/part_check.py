@@ -74,14 +74,19 @@ def _check_vectors(snapshot: Snapshot, rows: pa.Table, key: str) -> Iterator[Fin
     if not found.equals(expected):
         yield Finding("width", key, f"its vectors are {_types(found)}, the snapshot says {_types(expected)}")
         return
+    is_empty_N = rows["tokens"].to_numpy() == 0  # an empty text under `empty_text: zero`, and no other
     if stored == "binary":
+        zero = b"\0" * (snapshot.record.dimension // 8)  # also the signs of a vector without a positive number
+        for row in np.flatnonzero(is_empty_N).tolist():
+            if rows["embedding"][row].as_py() != zero:
+                yield Finding("zero", key, "no tokens, and another vector than zero", row)
         return
     vectors_ND = dequantised(rows, stored)
     norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))  # without a temporary as large as they
-    checks = {"not_finite": ~np.isfinite(norms_N), "zero": (norms_N == 0) & (rows["tokens"].to_numpy() > 0)}
+    checks = {"not_finite": ~np.isfinite(norms_N), "zero": (norms_N == 0) != is_empty_N}
     if snapshot.recipe["normalize"]:
         off_N = np.abs(norms_N - 1) > NORM_TOLERANCE[stored]
-        checks["norm"] = off_N & ~checks["not_finite"] & ~checks["zero"]
+        checks["norm"] = off_N & ~checks["not_finite"] & (norms_N != 0)
     for name, bad_N in checks.items():
         for row in np.flatnonzero(bad_N).tolist():
             yield Finding(name, key, f"length {norms_N[row]:.6g}", row)

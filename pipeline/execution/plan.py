@@ -14,12 +14,13 @@ from pipeline.execution.have import Carried, find_have, is_complete
 from pipeline.execution.model import ModelReference, recipe_fingerprint, resolve_model
 from pipeline.execution.rounds import Round, quarantined, read_rounds, round_key
 from pipeline.execution.shards import cut_shards, row_groups_of, without_rows
+from pipeline.execution.witness import document_schema_of
 from pipeline.fingerprint import JsonValue, fingerprint
 from pipeline.records import Reason, Shard, SourceFile
-from pipeline.storage.filesystem import Store, open_source
+from pipeline.storage.filesystem import Store
 from pipeline.storage.listing import list_source
 from pipeline.storage.partitions import is_partitionable
-from pipeline.storage.readers import ReadColumns, read_source_schema
+from pipeline.storage.readers import ReadColumns
 from pipeline.storage.snapshots import Snapshot, decode_schema, encode_schema, load_snapshot
 
 
@@ -162,12 +163,9 @@ def read_columns_of(layout: dict[str, Any]) -> ReadColumns:
 def _layout(config: JobConfig, files: Sequence[SourceFile], parent: Snapshot | None) -> dict[str, Any]:
     source, output = config.source, config.output
     names = [source.id_column, source.text_column, *source.keep_columns]
-    witness = next((file for file in files if file.format == "parquet"), None)
-    if witness is None and parent and parent.record.layout["columns"] == names:
-        schema = decode_schema(parent.record.document_schema)
-    else:
-        witness = witness or next((file for file in files if file.size_bytes), files[0])
-        schema = read_source_schema(witness, source.id_column, source.text_column, source.keep_columns, open_source)
+    is_as_before = parent is not None and parent.record.layout["columns"] == names
+    standing = decode_schema(parent.record.document_schema) if parent and is_as_before else None
+    schema = document_schema_of(files, source, standing)
     for column in output.partition_by:
         if not is_partitionable(schema.field(column).type):
             raise ConfigError(

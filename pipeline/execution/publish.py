@@ -81,12 +81,17 @@ def _where_they_lie(plan: Plan, new: list[BlockReceipt], carried: list[Carried])
 
 def _check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
     allowed = config.runtime.max_quarantined_fraction
-    if report.rows_read and report.quarantined > allowed * report.rows_read:
+    for count, whole, what in (
+        (report.quarantined, report.rows_read, "rows went to quarantine"),
+        (report.unreadable_bytes, report.source_bytes, "bytes of the source could not be read"),
+    ):
+        if not whole or count <= allowed * whole:
+            continue
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(report.reasons.items()))
         raise ReconciliationError(
-            f"{report.quarantined} of {report.rows_read} rows went to quarantine ({reasons}), more than "
-            f"runtime.max_quarantined_fraction {allowed:g} allows; nothing was published, what was encoded is kept. "
-            f"They lie in {store.uri_of('quarantine/' + folder)}. Mend the source, or raise the limit."
+            f"{count} of {whole} {what} ({reasons}), more than runtime.max_quarantined_fraction {allowed:g} allows; "
+            f"nothing was published, what was encoded is kept. What is bad stands in "
+            f"{store.uri_of('quarantine/' + folder)}. Mend the source, or raise the limit."
         )
 
 

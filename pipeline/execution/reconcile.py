@@ -52,11 +52,18 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) 
             )
         vectors = rows["embeddings"]
         off = vectors < receipt.embedded if chunked else vectors != receipt.embedded
-        if off or rows["quarantine"] != receipt.quarantined:
+        entries = receipt.quarantine_lines
+        if off or rows["quarantine"] != entries:
             raise _failure(
                 shard,
                 f"Block {receipt.block}: its Parts hold {rows['embeddings']} + {rows['quarantine']} rows, expected "
-                f"{receipt.embedded} + {receipt.quarantined}",
+                f"{receipt.embedded} + {entries}",
+            )
+        if not entries <= receipt.quarantined == sum(receipt.reasons.values()):
+            raise _failure(
+                shard,
+                f"Block {receipt.block}: {entries} entries of quarantine for {receipt.quarantined} rows, by reason "
+                f"{receipt.reasons}",
             )
     rows_read = sum(receipt.rows_read for receipt in receipts)
     footer = [span.rows for span in shard.spans]
@@ -69,6 +76,8 @@ def _check_shard(shard: Shard, receipts: Sequence[BlockReceipt], chunked: bool) 
         "rows_read": rows_read,
         "embedded": sum(receipt.embedded for receipt in receipts),
         "quarantined": sum(receipt.quarantined for receipt in receipts),
+        "entries": sum(receipt.quarantine_lines for receipt in receipts),
+        "unreadable_bytes": int(sum(receipt.metrics.get("unreadable_bytes", 0) for receipt in receipts)),
         "reasons": orjson.dumps(dict(sum((Counter(r.reasons) for r in receipts), Counter()))).decode(),
         "deduplicated": sum(receipt.deduplicated for receipt in receipts),
     }

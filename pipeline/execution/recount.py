@@ -10,7 +10,7 @@ from pipeline.execution.plan import read_columns_of
 from pipeline.parallel import in_order
 from pipeline.records import Shard, SourceFile, Span
 from pipeline.storage.filesystem import open_source
-from pipeline.storage.readers import parquet_row_groups, read_shard
+from pipeline.storage.readers import BadFile, parquet_row_groups, read_shard
 from pipeline.storage.snapshots import Snapshot
 
 READERS = 4
@@ -65,7 +65,10 @@ def _rows_of(snapshot: Snapshot, entry: dict[str, Any]) -> int | SourceError:
 
 
 def _rows_by_footer(span: Span) -> int:
-    groups = parquet_row_groups(span.file, open_source)
+    try:
+        groups = parquet_row_groups(span.file, open_source)
+    except BadFile:
+        return 1  # as what it stands in quarantine
     first = span.first_row_group or 0
     last = len(groups) if span.row_groups is None else first + span.row_groups
     return sum(rows for rows, _ in groups[first:last])

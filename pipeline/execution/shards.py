@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.fingerprint import content_hash, fingerprint
 from pipeline.records import Shard, SourceFile, Span
 from pipeline.storage.filesystem import open_source
-from pipeline.storage.readers import parquet_row_groups
+from pipeline.storage.readers import BadFile, parquet_row_groups
 
 SPLIT_BYTES = 256 * 2**20
 """A Parquet file beyond this is cut by row groups, so that several workers share it."""
@@ -92,8 +92,18 @@ def _spans(file: SourceFile, row_groups: list[tuple[int, int]]) -> Iterator[Span
 
 
 def row_groups_of(files: Iterable[SourceFile]) -> dict[str, list[tuple[int, int]]]:
-    """Return (rows, bytes) per row group of the files that are to be cut, from their footers."""
+    """Return (rows, bytes) per row group of the files that are to be cut, from their footers.
+
+    One without a footer that can be read is not cut: it is a Shard of its own, and all of it goes to quarantine.
+    """
     giants = [file for file in files if file.format == "parquet" and file.size_bytes > SPLIT_BYTES]
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        footers = pool.map(lambda file: parquet_row_groups(file, open_source), giants)
-        return {file.uri: groups for file, groups in zip(giants, footers, strict=True)}
+        footers = pool.map(_row_groups_or_none, giants)
+        return {file.uri: groups for file, groups in zip(giants, footers, strict=True) if groups is not None}
+
+
+def _row_groups_or_none(file: SourceFile) -> list[tuple[int, int]] | None:
+    try:
+        return parquet_row_groups(file, open_source)
+    except BadFile:
+        return None

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings, one_array
-from pipeline.encoder.packed import Encoded, encode_packed, take
+from pipeline.encoder.packed import Encoded, encode_or_zero, only, take
 from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice, SourceError
@@ -30,11 +30,12 @@ from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import ModelReference, open_encoder
 from pipeline.isolation import ProcessDied
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
-from pipeline.schemas import BYTE_OFFSET, QUARANTINE, RAW_BYTES, ROW, SPAN, SPANS_PER_SHARD, TEXT, TOKEN_IDS
+from pipeline.schemas import BYTE_OFFSET, ROW, SPAN, SPANS_PER_SHARD, TEXT, TOKEN_IDS, rows_counted
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.parquet import PartName, publish_part
 from pipeline.storage.partitions import split_by_partition
 from pipeline.storage.readers import ReadColumns, read_shard
+from pipeline.storage.rows import Bad, Entry, empty_texts, quarantine_of
 from pipeline.text.chunking import chunk_texts
 from pipeline.text.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer, with_prompt
 
@@ -172,6 +173,10 @@ def tokenize_documents(documents: pa.Table, settings: StageSettings) -> pa.Table
         texts = chunks.texts
     sent = with_prompt(texts, spec.prompt)
     tokens, truncated_N = _tokenizer(spec)(sent, spec.max_tokens)
+    if settings.columns.empty_text == "zero":
+        is_sent_N = np.ones(len(texts), np.bool_)
+        is_sent_N[empty_texts(texts)] = False
+        tokens, truncated_N = only(tokens, is_sent_N), truncated_N & is_sent_N
     ids = pa.ListArray.from_arrays(pa.array(tokens.offsets_N1, pa.int32()), pa.array(tokens.token_ids_T))
     return (
         documents.append_column("tokens", pa.array(tokens.lengths_N, pa.int32()))
@@ -230,12 +235,13 @@ class EncodeBlocks:
         return self._with_vectors(shard, block, encoded)
 
     def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:
-        encoded = encode_packed(encoder, tokens, self.batch_tokens, self.witness)
+        encoded = encode_or_zero(encoder, tokens, self.batch_tokens, self.witness)
         if encoded.safe_batch_tokens:
             self.batch_tokens = max(encoded.safe_batch_tokens, self.settings.tokenizer.max_tokens)
             self.settings.attempts.lower(self.batch_tokens)
-        if self.witness is None and encoded.done_N.any():
-            self.witness = take(tokens, np.flatnonzero(encoded.done_N)[-1:])
+        passed = np.flatnonzero(encoded.done_N & (tokens.lengths_N > 0))
+        if self.witness is None and len(passed):
+            self.witness = take(tokens, passed[-1:])
         return encoded
 
     def _encode_isolated(self, tokens: TokenBatch) -> Encoded:
@@ -341,18 +347,22 @@ def write_block(store: Store, shard: Shard, block: Block, settings: StageSetting
     if block.quarantine.num_rows:
         name = PartName("quarantine", settings.snapshot_folder, "", shard.shard_id, block.number)
         parts.append(publish_part(store, name, block.quarantine, metadata))
-    reasons = Counter(block.quarantine["reason"].to_pylist())
+    counted = rows_counted(block.quarantine)
+    reasons: Counter[str] = Counter()
+    for why, rows_of_it in zip(block.quarantine["reason"].to_pylist(), counted.to_pylist(), strict=True):
+        reasons[why] += rows_of_it
     return BlockReceipt(
         shard.shard_id,
         block.number,
         block.is_last,
         block.rows_read,
         documents_read,
-        block.quarantine.num_rows,
+        reasons.total(),
         tuple(parts),
         dict(block.metrics),
         dict(reasons),
         int(block.metrics.get("deduplicated", 0)),
+        block.quarantine.num_rows,
     )
 
 
@@ -373,19 +383,13 @@ def _quarantined(shard: Shard, block: Block, documents: pa.Table, reason: Reason
     """Return the Block with these documents added to its quarantine (chunks count once, by their first)."""
     if "chunk" in documents.column_names:
         documents = documents.filter(pc.equal(documents["chunk"], 0))
-    uris = pa.array([span.file.uri for span in shard.spans]).take(one_array(documents[SPAN]))
-    rows = documents.num_rows
-    raw = pc.binary_slice(documents[TEXT].cast(pa.binary()), 0, RAW_BYTES)
-    columns = [
-        uris,
-        documents[ROW],
-        documents[BYTE_OFFSET],
-        documents["id"].cast(pa.string()),
-        pa.repeat(reason.value, rows),
-        pa.repeat(error, rows),
-        raw,
+    why = Bad(reason, error)
+    columns = (documents[name] for name in (SPAN, ROW, BYTE_OFFSET, "id", TEXT))
+    entries = [
+        Entry(shard.spans[span].file.uri, row, byte_offset, str(id), text.encode(), why)
+        for span, row, byte_offset, id, text in zip(*(column.to_pylist() for column in columns), strict=True)
     ]
-    added = pa.Table.from_arrays([one_array(column) for column in columns], schema=QUARANTINE)
+    added = pa.Table.from_batches([quarantine_of(entries)])
     return replace(block, quarantine=pa.concat_tables([block.quarantine, added]))
 
 

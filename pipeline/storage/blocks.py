@@ -19,6 +19,7 @@ class BlockLimits:
     """Where a Block ends; the same rows under the same limits give the same Blocks."""
 
     rows: int
+    """A Block ends with the row that reaches this; only a stretch of bad rows, which is never cut, can exceed it."""
     text_bytes: int
     """A Block ends with the row whose text reaches this, so it can exceed it by one text."""
 
@@ -62,7 +63,7 @@ def cut_blocks(
                     started = perf_counter()
                 block = _Growing(block.number + 1)
             end = extent.end_within(position, limits.rows - block.rows, limits.text_bytes - block.text_bytes)
-            block.rows += end - position
+            block.rows += extent.rows(position, end)
             block.text_bytes += extent.text_bytes(position, end)
             if block.number not in skip_blocks:
                 block.documents.append(extent.documents(position, end))
@@ -77,6 +78,11 @@ class _Extent:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self._counts_N1: NDArray[np.int64] = np.arange(len(rows) + 1)
+        if rows.quarantine.num_rows:
+            counts_N = np.ones(len(rows), np.int64)
+            counts_N[~rows.is_document_N] = schemas.rows_counted(rows.quarantine).to_numpy(zero_copy_only=False)
+            self._counts_N1 = _running_total(counts_N)
         text_bytes_N = np.zeros(len(rows), np.int64)
         text_bytes_N[rows.is_document_N] = pc.binary_length(rows.documents.column(schemas.TEXT)).to_numpy()
         self._text_bytes_N1 = _running_total(text_bytes_N)
@@ -84,8 +90,12 @@ class _Extent:
 
     def end_within(self, start: int, rows: int, text_bytes: int) -> int:
         """Return where a stretch from `start` reaches the first of both limits, or the end."""
-        reaching = int(np.searchsorted(self._text_bytes_N1, self._text_bytes_N1[start] + text_bytes))
-        return min(start + rows, reaching, len(self._rows))
+        by_rows = int(np.searchsorted(self._counts_N1, self._counts_N1[start] + rows))
+        by_bytes = int(np.searchsorted(self._text_bytes_N1, self._text_bytes_N1[start] + text_bytes))
+        return min(by_rows, by_bytes, len(self._rows))
+
+    def rows(self, start: int, end: int) -> int:
+        return int(self._counts_N1[end] - self._counts_N1[start])
 
     def text_bytes(self, start: int, end: int) -> int:
         return int(self._text_bytes_N1[end] - self._text_bytes_N1[start])
@@ -109,6 +119,8 @@ def _built(shard_id: str, document_schema: pa.Schema, block: _Growing, *, is_las
     block.documents.clear()  # its consumer takes its time, and should not keep the rows in memory twice
     block.quarantine.clear()
     metrics = {"read_seconds": perf_counter() - started, "text_bytes": float(block.text_bytes)}
+    if unreadable := pc.sum(quarantine["unreadable_bytes"]).as_py():
+        metrics["unreadable_bytes"] = float(unreadable)
     return Block(shard_id, block.number, block.rows, is_last, documents, quarantine, metrics)
 
 

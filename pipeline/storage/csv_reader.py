@@ -2,7 +2,8 @@
 
 A row's number counts the records after the header from 0; blank lines are no rows. Where a record cannot be
 parsed (an open quote, text after a closing one), its first line alone goes to quarantine and reading goes on
-at the next line, so that one stray quote cannot swallow the rows behind it.
+at the next line, so that one stray quote cannot swallow the rows behind it. Where the stream breaks off within quotes,
+the whole record is part of what is missing: its lines could look like rows and be none.
 """
 
 import csv
@@ -15,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schemas
-from pipeline.errors import SourceError
 from pipeline.records import Reason, SourceFile
 from pipeline.storage.arrow_types import is_utf8
 from pipeline.storage.conversion import csv_column
 from pipeline.storage.decompression import CHUNK_BYTES, read_chunks
 from pipeline.storage.line_reader import split_lines
-from pipeline.storage.rows import Bad, Candidates, OpenFile, ReadColumns, missing_column
+from pipeline.storage.rows import Bad, BadFile, Candidates, OpenFile, ReadColumns, missing_column
 
 ROWS_PER_BATCH = 4096
 
@@ -31,7 +31,17 @@ class _Line(NamedTuple):
     text: str
     byte_offset: int
     bad: Bad | None
-    """That it is too long, or no UTF-8."""
+    """That it is too long, no UTF-8, or where the stream broke off."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether only its beginning is here."""
+        return self.bad is not None and self.bad.reason != Reason.INVALID_UTF8
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the stream broke off in it."""
+        return self.bad is not None and self.bad.unreadable_bytes is not None
 
 
 class _Record(NamedTuple):
@@ -59,7 +69,8 @@ def read_csv(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Ite
     """Yield the records of a CSV file.
 
     Raises:
-        SourceError: the header is unreadable or lacks a column, or the bytes cannot be read.
+        BadFile: the header is unreadable or lacks a column.
+        SourceError: the bytes are not those of the plan.
     """
     records = _records(_lines(file, open_file, columns.max_line_bytes), columns.max_line_bytes)
     header = _header(file, records)
@@ -79,30 +90,31 @@ def read_csv(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Ite
 
 def read_csv_schema(
     file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
-) -> pa.Schema:
-    """Return the document schema of a CSV file: strings, whether or not it has a header.
+) -> pa.Schema | None:
+    """Return the document schema of a CSV file: strings; None if it has no header.
 
     Raises:
-        SourceError: the header is unreadable or lacks a column.
+        BadFile: the header is unreadable or lacks a column.
     """
     header = _header(file, _records(_lines(file, open_file, CHUNK_BYTES), CHUNK_BYTES))
+    if header is None:
+        return None
     for column in (id_column, text_column, *keep_columns):
-        if header is not None:
-            _index_of(file, header, column)
+        _index_of(file, header, column)
     return schemas.document_schema(pa.string(), [pa.field(name, pa.string()) for name in keep_columns])
 
 
 def _lines(file: SourceFile, open_file: OpenFile, max_line_bytes: int) -> Iterator[_Line]:
     no_text = Bad(Reason.INVALID_UTF8, "the record is not valid UTF-8")
-    for batch in split_lines(read_chunks(file, open_file), max_line_bytes):
+    for batch in split_lines(read_chunks(file, open_file), max_line_bytes, file.size_bytes):
         bad: Sequence[Bad | None] = [None] * len(batch.lines)
         try:
             texts = b"\n".join(batch.lines).decode().split("\n")
         except UnicodeDecodeError:
             texts = [line.decode("utf-8", "replace") for line in batch.lines]
             bad = [None if is_utf8(line) else no_text for line in batch.lines]
-        if batch.too_long:
-            bad = [batch.too_long.get(position, why) for position, why in enumerate(bad)]
+        if batch.bad:
+            bad = [batch.bad.get(position, why) for position, why in enumerate(bad)]
         yield from map(_Line, batch.lines, texts, batch.byte_offset_N.tolist(), bad)
 
 
@@ -117,12 +129,11 @@ def _records(lines: Iterator[_Line], max_record_bytes: int) -> Iterator[_Record]
         size_bytes = 0
         while line := again.popleft() if again else next(lines, None):
             size_bytes = len(line.content) + (size_bytes if taken else 0)
-            is_too_long = line.bad is not None and line.bad.reason == Reason.LINE_TOO_LONG
-            if taken and (is_too_long or size_bytes > max_record_bytes):
+            if taken and not line.is_end and (line.is_cut or size_bytes > max_record_bytes):
                 again.appendleft(line)
                 raise csv.Error("a quote is not closed within the bytes allowed for a record")
             taken.append(line)
-            if is_too_long:
+            if line.is_cut:
                 raise csv.Error
             yield line.text + "\n"
 
@@ -133,9 +144,11 @@ def _records(lines: Iterator[_Line], max_record_bytes: int) -> Iterator[_Record]
         except StopIteration:
             return
         except csv.Error as error:
-            why = taken[0].bad or Bad(Reason.INVALID_CSV, f"the record is not valid CSV: {error}")
-            again.extendleft(reversed(taken[1:]))
-            yield _Record([], taken[:1], why)
+            end = taken[-1] if taken[-1].is_end else taken[0]
+            why = end.bad or Bad(Reason.INVALID_CSV, f"the record is not valid CSV: {error}")
+            lost = taken if end.is_end else taken[:1]
+            again.extendleft(reversed(taken[len(lost) :]))
+            yield _Record([], lost, why)
             reader = csv.reader(feed(), strict=True)
         else:
             if len(taken) > 1 or taken[0].content.strip():
@@ -149,7 +162,7 @@ def _header(file: SourceFile, records: Iterator[_Record]) -> list[str] | None:
         return None
     bad = _fault(header, len(header.fields))
     if bad:
-        raise SourceError(f"the header of {file.uri} cannot be read: {bad.error}; expected a row of column names")
+        raise BadFile(f"the header of {file.uri} cannot be read: {bad.error}; expected a row of column names")
     return header.fields
 
 
@@ -157,7 +170,8 @@ def _index_of(file: SourceFile, header: list[str], column: str) -> int:
     if column not in header:
         raise missing_column(file, column, header)
     if header.count(column) > 1:
-        raise SourceError(f"{file.uri} has {header.count(column)} columns {column!r}; rename all but one")
+        message = f"{file.uri} has {header.count(column)} columns {column!r}; rename all but one"
+        raise BadFile(message, Reason.AMBIGUOUS_COLUMN)
     return header.index(column)
 
 
@@ -177,11 +191,13 @@ def _add(batch: _Batch, record: _Record, indices: list[int], width: int) -> None
 
 def _fault(record: _Record, width: int) -> Bad | None:
     """Return why a record cannot be used, or None."""
+    if record.bad:
+        return record.bad
     for line in record.lines:
         if line.bad:
             return line.bad
-    if record.bad or len(record.fields) == width:
-        return record.bad
+    if len(record.fields) == width:
+        return None
     return Bad(Reason.INVALID_CSV, f"expected {width} fields, found {len(record.fields)}")
 
 

@@ -15,63 +15,54 @@ import orjson
 import pyarrow as pa
 
 from pipeline import schemas
-from pipeline.errors import SourceError
 from pipeline.records import Reason, SourceFile
 from pipeline.storage.arrow_types import is_utf8
 from pipeline.storage.conversion import json_column, json_type
 from pipeline.storage.decompression import CHUNK_BYTES, read_chunks
 from pipeline.storage.line_reader import LineBatch, split_lines
-from pipeline.storage.rows import Bad, Candidates, OpenFile, ReadColumns, missing_column
+from pipeline.storage.rows import Bad, BadFile, Candidates, OpenFile, ReadColumns, missing_column
 
 SAMPLE_ROWS = 1000
-"""Rows that decide whether a file has a column at all, and its type."""
+"""Rows that tell the columns of a file, and their types."""
 
 SAMPLE_BYTES = 4 * 2**20
 
 
 def read_jsonl(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates]:
-    """Yield the rows of a JSON-lines file.
+    """Yield the rows of a JSON-lines file; each line tells its own columns.
 
     Raises:
-        SourceError: none of the first 1,000 rows has the id or the text column, or the bytes cannot be read.
+        SourceError: the bytes are not those of the plan.
     """
-    absence = {columns.id_column: 0, columns.text_column: 0}
-    rows = 0
-    for batch in split_lines(read_chunks(file, open_file), columns.max_line_bytes):
+    for batch in split_lines(read_chunks(file, open_file), columns.max_line_bytes, file.size_bytes):
         parsed = _parse(batch)
-        if not parsed.objects:
-            continue
-        if rows < SAMPLE_ROWS:
-            head = parsed.objects[: SAMPLE_ROWS - rows]
-            rows += len(head)
-            for column in absence:
-                absence[column] += sum(column not in found for found in head)
-                if absence[column] == SAMPLE_ROWS:
-                    raise missing_column(file, column, (key for found in head for key in found))
-        yield _typed(parsed, columns, batch)
+        if parsed.objects:
+            yield _typed(parsed, columns, batch)
 
 
 def read_jsonl_schema(
     file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
-) -> pa.Schema:
-    """Return the document schema as the first rows of a JSON-lines file give it; strings if there are none.
+) -> pa.Schema | None:
+    """Return the document schema as the first rows of a JSON-lines file give it; None if none of them is good.
 
     Raises:
-        SourceError: none of these rows has a column asked for, or it has no usable type.
+        BadFile: none of these rows has a column asked for, or it has no usable type.
     """
     chunks = islice(read_chunks(file, open_file), SAMPLE_BYTES // CHUNK_BYTES)
     parsed = (_parse(batch) for batch in split_lines(chunks, SAMPLE_BYTES))
     sample = list(islice((found for rows in parsed for found in rows.objects if found), SAMPLE_ROWS))
+    if not sample:
+        return None
     for column in (id_column, text_column, *keep_columns):
-        if sample and not any(column in found for found in sample):
+        if not any(column in found for found in sample):
             raise missing_column(file, column, (key for found in sample for key in found))
     texts = _type_in_sample(file, text_column, sample)
     if not pa.types.is_string(texts):
-        raise SourceError(f"column {text_column!r} of {file.uri} holds {texts}; expected string")
+        raise _wrong_type(file, text_column, str(texts), "string")
     possible = [found for found in sample if type(found.get(id_column)) in (str, int)]
     ids = _type_in_sample(file, id_column, possible or sample)
     if not (pa.types.is_string(ids) or pa.types.is_integer(ids)):
-        raise SourceError(f"column {id_column!r} of {file.uri} holds {ids}; expected string or integer ids")
+        raise _wrong_type(file, id_column, str(ids), "string or integer ids")
     kept = [pa.field(name, _type_in_sample(file, name, sample)) for name in keep_columns]
     return schemas.document_schema(ids, kept)
 
@@ -94,10 +85,10 @@ def _parse(batch: LineBatch) -> _Parsed:
             if type(value) is not dict:
                 why = Bad(Reason.NOT_AN_OBJECT, "the line is JSON, but no object")
         except orjson.JSONDecodeError:
-            if not line.strip() and position not in batch.too_long:
+            if not line.strip() and position not in batch.bad:
                 continue
             why = _why_no_json(line)
-        why = batch.too_long.get(position, why)
+        why = batch.bad.get(position, why)
         if why:
             parsed.bad[len(parsed.objects)] = why
             value = {}
@@ -153,4 +144,8 @@ def _type_in_sample(file: SourceFile, column: str, sample: list[dict[str, Any]])
     try:
         return json_type([found.get(column) for found in sample])
     except ValueError as error:
-        raise SourceError(f"column {column!r} of {file.uri} holds {error}; expected one type") from None
+        raise _wrong_type(file, column, str(error), "one type") from None
+
+
+def _wrong_type(file: SourceFile, column: str, found: str, expected: str) -> BadFile:
+    return BadFile(f"column {column!r} of {file.uri} holds {found}; expected {expected}", Reason.WRONG_TYPE)

@@ -24,6 +24,8 @@ SUFFIXES: dict[str, FileFormat] = {
     ".txt": "text",
     ".text": "text",
 }
+FOLDER_MARKERS = ("/", "_$folder$")
+"""Ends of the names of empty objects that stand for a folder; Hadoop's are the second."""
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 
 
@@ -68,7 +70,7 @@ def _list_one(uri: str, format: str) -> tuple[list[SourceFile], list[str]]:
                 raise SourceError(
                     f"{name} is a link to a folder, which is not followed; name that folder in source.uri"
                 )
-        if details["type"] != "file" or name.endswith("/") or _is_hidden(name, base):
+        if details["type"] != "file" or name.endswith(FOLDER_MARKERS) or _is_hidden(name, base):
             continue
         kind = _format_of(name, format)
         if kind is None:

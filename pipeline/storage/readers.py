@@ -9,21 +9,33 @@ from pipeline.storage.blocks import BlockLimits, cut_blocks
 from pipeline.storage.csv_reader import read_csv, read_csv_schema
 from pipeline.storage.jsonl_reader import read_jsonl, read_jsonl_schema
 from pipeline.storage.parquet_reader import parquet_row_groups, read_parquet, read_parquet_schema
-from pipeline.storage.rows import Candidates, OpenFile, ReadColumns, Rows, sort_rows
+from pipeline.storage.rows import (
+    Bad,
+    BadFile,
+    Candidates,
+    OpenFile,
+    ReadColumns,
+    Rows,
+    Stretch,
+    sort_rows,
+    stretch_as_rows,
+)
 from pipeline.storage.text_reader import read_text, read_text_schema
 
-__all__ = ["OpenFile", "ReadColumns", "parquet_row_groups", "read_shard", "read_source_schema"]
+__all__ = ["BadFile", "OpenFile", "ReadColumns", "parquet_row_groups", "read_shard", "read_source_schema"]
 
 
 def read_source_schema(
     file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
-) -> pa.Schema:
+) -> pa.Schema | None:
     """Return the document schema as one file gives it: from the footer, the first rows or the header.
 
-    A JSON-lines file without rows and a CSV file without a header say nothing: all their columns are strings.
+    Returns:
+        None where the file says nothing of its columns: no good row among its first ones, or no header.
 
     Raises:
-        SourceError: a column is absent or of a type that cannot be used, or the file cannot be read.
+        BadFile: a column is absent or of a type that cannot be used, or the file cannot be decoded.
+        SourceError: the store does not give the file.
     """
     match file.format:
         case "parquet":
@@ -46,8 +58,9 @@ def read_shard(
 ) -> Iterator[Block]:
     """Yield the Blocks of a Shard, numbered from 0 over all its Spans; exactly one is the last, be it empty.
 
-    Every source row is in exactly one Block, as a document or in quarantine, in the order of the files. Only
-    a batch of rows and the Block being filled are held, however large the file or its row groups.
+    Every source row is in exactly one Block, as a document or in quarantine, in the order of the files; a stretch
+    that cannot be read is one entry of quarantine. Only a batch of rows and the Block being filled are held, however
+    large the file or its row groups.
 
     Args:
         shard: its Spans are read one after the other; `_span` says which one a row is of.
@@ -58,7 +71,7 @@ def read_shard(
         max_text_bytes: a Block ends early with the row whose text reaches this.
 
     Raises:
-        SourceError: a file cannot be read, or its columns are not those of the run. Bad rows raise nothing.
+        SourceError: the store does not give a file, or not as planned. What is wrong within a file raises nothing.
     """
     limits = BlockLimits(rows_per_block, max_text_bytes)
     return cut_blocks(shard.shard_id, columns.schema, _rows_of(shard, columns, open_file), limits, skip_blocks)
@@ -66,17 +79,20 @@ def read_shard(
 
 def _rows_of(shard: Shard, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:
     for index, span in enumerate(shard.spans):
-        for found in _candidates_of(span, columns, open_file):
-            yield sort_rows(found, columns, span.file, index)
+        found_in_span = read_parquet if span.file.format == "parquet" else _read_lines
+        for found in found_in_span(span, columns, open_file):
+            if isinstance(found, Stretch):
+                yield stretch_as_rows(found, columns, span.file)
+            else:
+                yield sort_rows(found, columns, span.file, index)
 
 
-def _candidates_of(span: Span, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates]:
-    match span.file.format:
-        case "parquet":
-            return read_parquet(span, columns, open_file)
-        case "jsonl":
-            return read_jsonl(span.file, columns, open_file)
-        case "csv":
-            return read_csv(span.file, columns, open_file)
-        case "text":
-            return read_text(span.file, columns, open_file)
+def _read_lines(span: Span, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates | Stretch]:
+    """Yield the rows of a line file, or all of it as one stretch; which of both is known before its first row."""
+    file = span.file
+    readers = {"jsonl": read_jsonl, "csv": read_csv, "text": read_text}
+    try:
+        yield from readers[file.format](file, columns, open_file)
+    except BadFile as error:
+        with open_file(file):  # still there at its planned version, so it is the file that is bad
+            yield Stretch(0, Bad(error.reason, str(error), rows=None, unreadable_bytes=file.size_bytes))

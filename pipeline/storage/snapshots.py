@@ -47,9 +47,12 @@ SHARDS = pa.schema(
         ("quarantined", pa.int64()),
         ("reasons", pa.string()),
         ("deduplicated", pa.int64()),
+        ("entries", pa.int64()),
+        ("unreadable_bytes", pa.int64()),
     ]
 )
-"""The proof, per Shard; `sources` ([uri, version, stretch, format, bytes] each) and `reasons` are JSON."""
+"""The proof, per Shard; `sources` ([uri, version, stretch, format, bytes] each) and `reasons` are JSON. `entries` are
+the lines of its quarantine Parts, of which one may stand for a stretch of rows."""
 
 
 @dataclass(frozen=True, slots=True)

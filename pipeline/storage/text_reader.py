@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schemas
-from pipeline.errors import SourceError
-from pipeline.records import SourceFile
+from pipeline.records import Reason, SourceFile
 from pipeline.storage.decompression import read_chunks
 from pipeline.storage.line_reader import LineBatch, split_lines
-from pipeline.storage.rows import Candidates, OpenFile, ReadColumns
+from pipeline.storage.rows import BadFile, Candidates, OpenFile, ReadColumns
 
 COLUMNS = ("id", "text")
 
@@ -23,13 +22,15 @@ def read_text(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> It
     """Yield the lines of a text file that are not blank.
 
     Raises:
-        SourceError: other columns are asked for than `id` and `text`, or the bytes cannot be read.
+        BadFile: other columns are asked for than `id` and `text`, or integer ids.
+        SourceError: the bytes are not those of the plan.
     """
     _check_columns(file, columns.id_column, columns.text_column, columns.keep_columns)
     if not pa.types.is_string(columns.id_type):
-        raise SourceError(f"{file.uri} is plain text, its ids are strings; expected {columns.id_type} ids")
+        message = f"{file.uri} is plain text, its ids are strings; expected {columns.id_type} ids"
+        raise BadFile(message, Reason.WRONG_TYPE)
     name = file.uri.rsplit("/", 1)[-1]
-    for batch in split_lines(read_chunks(file, open_file), columns.max_line_bytes):
+    for batch in split_lines(read_chunks(file, open_file), columns.max_line_bytes, file.size_bytes):
         found = _candidates(batch, name, len(columns.keep_columns))
         if len(found.row_N):
             yield found
@@ -39,7 +40,7 @@ def read_text_schema(file: SourceFile, id_column: str, text_column: str, keep_co
     """Return the document schema of a text file: strings.
 
     Raises:
-        SourceError: other columns are asked for than `id` and `text`.
+        BadFile: other columns are asked for than `id` and `text`.
     """
     _check_columns(file, id_column, text_column, keep_columns)
     return schemas.document_schema(pa.string(), [pa.field(name, pa.string()) for name in keep_columns])
@@ -49,21 +50,22 @@ def _check_columns(file: SourceFile, id_column: str, text_column: str, keep_colu
     """Refuse columns that plain text does not have.
 
     Raises:
-        SourceError: naming the column.
+        BadFile: naming the column.
     """
     wrong = [name for name, offered in zip((id_column, text_column), COLUMNS, strict=True) if name != offered]
     wrong += [name for name in keep_columns if name != "text"]
     if wrong:
-        raise SourceError(
+        raise BadFile(
             f"{file.uri} is plain text: its columns are 'id' (file name, line) and 'text', not {wrong[0]!r}. "
-            "Set source.id_column: id and source.text_column: text, and keep no others"
+            "Set source.id_column: id and source.text_column: text, and keep no others",
+            Reason.MISSING_COLUMN,
         )
 
 
 def _candidates(batch: LineBatch, name: str, copies: int) -> Candidates:
-    positions = [position for position, line in enumerate(batch.lines) if line.strip() or position in batch.too_long]
+    positions = [position for position, line in enumerate(batch.lines) if line.strip() or position in batch.bad]
     lines = [batch.lines[position].removesuffix(b"\r") for position in positions]
-    bad = {row: batch.too_long[position] for row, position in enumerate(positions) if position in batch.too_long}
+    bad = {row: batch.bad[position] for row, position in enumerate(positions) if position in batch.bad}
     positions_N = np.array(positions, np.int64)
     row_N = batch.first_line + positions_N
     texts = pa.array(lines, pa.binary()).view(pa.string())
