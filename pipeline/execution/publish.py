@@ -57,7 +57,7 @@ def publish(
         report.add_reused(one.receipt)
     chunked = config.recipe.long_text == "chunk"
     shards = reconcile(plan.wanted, [*new, *(one.receipt for one in carried)], chunked)
-    _check_quarantine(config, report, store, plan.folder)
+    check_quarantine(config, report, store, plan.folder)
     _check_redone(plan, shards)
     if config.source.duplicate_ids != "allow":
         check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked)
@@ -79,7 +79,7 @@ def _where_they_lie(plan: Plan, new: list[BlockReceipt], carried: list[Carried])
     return written + [pair for one in carried for pair in zip(one.folders, one.receipt.parts, strict=True)]
 
 
-def _check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
+def check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
     allowed = config.runtime.max_quarantined_fraction
     for count, whole, what in (
         (report.quarantined, report.rows_read, "rows went to quarantine"),
