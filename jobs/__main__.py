@@ -98,11 +98,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    """Return a number of rows; argparse turns the error into exit code 2."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is no number of rows; expected 1 or more")
-    return number
+    """Return a number of rows.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none; the process ends with exit code 2.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of rows; expected 1 or more")
+    return int(text)
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:

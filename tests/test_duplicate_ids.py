@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
@@ -14,8 +17,11 @@ from pipeline.errors import SourceError
 from pipeline.execution.duplicates import check_ids, find_repeated_rows
 from pipeline.execution.plan import Plan, make_plan, read_columns_of
 from pipeline.records import Part, Shard, SourceFile, Span
+from pipeline.schemas import SPANS_PER_SHARD, document_schema
 from pipeline.storage.filesystem import Store
+from pipeline.storage.listing import list_source
 from pipeline.storage.parquet import PartName, publish_part
+from pipeline.storage.rows import ReadColumns
 from tests.running import embed, written_config
 
 
@@ -148,6 +154,27 @@ def test_the_first_row_is_the_first_of_the_first_file_also_within_a_gathered_sha
     ((_, dropped),) = plan_of(corpus, "keep_first", rows_per_part=1000).dropped.items()
     places = sorted((int(position) % (1 << 20), int(position) >> 20) for position in dropped)
     assert places == [(1, 0), (1, 1), (2, 1), (2, 2), (2, 3), (2, 5)]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=8), max_size=6))
+def test_what_is_left_out_is_all_but_the_first_good_row_of_each_id(files: list[list[tuple[int, bool]]]) -> None:
+    expected, seen = set(), set[int]()
+    with TemporaryDirectory() as folder:
+        for number, rows in enumerate(files):
+            lines = (orjson.dumps({"id": id, "text": "good" if is_good else None}) for id, is_good in rows)
+            Path(folder, f"{number}.jsonl").write_bytes(b"\n".join(lines))
+            for row, (id, is_good) in enumerate(rows):
+                if is_good and id in seen:
+                    expected.add((f"{number}.jsonl", row))
+                seen |= {id} if is_good else set()
+        spans = [Span(file) for file in list_source([folder], "auto")] if files else []
+        shards = [Shard(str(first), tuple(spans[first : first + 2])) for first in range(0, len(spans), 2)]
+        columns = ReadColumns("id", "text", (), document_schema(pa.int64(), []))
+        found = set()
+        for shard, positions in zip(shards, find_repeated_rows(shards, columns), strict=True):
+            for row, span in (divmod(position, SPANS_PER_SHARD) for position in positions.tolist()):
+                found.add((Path(shard.spans[span].file.uri).name, row))
+    assert found == expected
 
 
 def test_a_row_in_quarantine_is_not_the_first_of_its_id(corpus: Path) -> None:

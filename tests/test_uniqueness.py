@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import StorageError
-from pipeline.storage.uniqueness import find_repeats, index_and_row, placed
+from pipeline.storage.uniqueness import PLACED, find_repeats, index_and_row, placed
 
 FILES = st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=8)
 
@@ -56,6 +56,18 @@ def test_what_has_no_room_on_disk_is_told_with_what_to_do(tmp_path: Path, monkey
     folder.rmdir()
     with pytest.raises(StorageError, match="TMPDIR"):
         next(pieces)
+
+
+def test_a_column_of_one_value_takes_one_hash_per_sorted_stretch_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sizes, repeats = [], 0
+    for repeats_R2 in find_repeats(pieces_of([[7] * 100] * 30), 100):
+        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+        repeats += len(repeats_R2)
+    assert repeats == 30 * 100 - 1
+    assert max(sizes) == 30 * PLACED.itemsize
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from jobs.__main__ import main
 from jobs.verify import verification_text
 from pipeline.arrow import vectors_of
 from pipeline.execution.findings import Finding, Verification
@@ -391,6 +392,35 @@ def test_every_number_type_stays_within_what_it_explains_and_exchanged_vectors_d
     rewrite(snapshot.store, key, exchange)
     vouch(snapshot.store)
     assert [found.row for found in findings_of(snapshot.store, len(texts))] == [0, 1]
+
+
+def test_chunks_in_partitions_without_repeated_ids_are_found_again_too(tmp_path: Path, m3e_small: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    rows = [{"id": id % 9, "text": "这家酒店很好。" * (1 + 3 * id), "label": "ab"[id % 2]} for id in range(12)]
+    (tmp_path / "corpus" / "a.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    recipe = {"model": str(m3e_small), "compute": "float32", "max_tokens": 48, "long_text": "chunk", "prompt": "评论:"}
+    config = config_of(
+        tmp_path,
+        source={"keep_columns": ["label"], "duplicate_ids": "keep_first"},
+        recipe=recipe | {"chunk_overlap_tokens": 8},
+        output={"partition_by": ["label"], "rows_per_part": 4},
+    )
+    snapshot = published_in_process(config)
+    assert (snapshot.totals["embedded"], snapshot.totals["deduplicated"]) == (9, 3)
+    result = verify(snapshot, 1000)
+    assert result.is_sound, result.findings
+    assert result.sample is not None
+    assert result.sample.rows == result.rows == snapshot.totals["rows"] > 20
+    assert result.sample.min_cosine is not None
+    assert result.sample.min_cosine > 0.99999
+
+
+@pytest.mark.parametrize("sample", ["0", "-3", "many"])
+def test_a_sample_of_no_rows_is_a_wrong_argument(sample: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "out", f"--sample={sample}"])
+    assert ended.value.code == 2
+    assert "expected 1 or more" in capsys.readouterr().err
 
 
 def test_many_findings_of_one_kind_are_counted_and_hide_no_other() -> None:

@@ -42,13 +42,14 @@ def verify(snapshot: Snapshot, sample: int = 0, seed: int = 0) -> Verification:
     model = check_model(snapshot) if sample else None
     _check_record(snapshot, result)
     _check_listing(snapshot, result)
-    repeated = 0
-    for repeats_R2 in find_repeats(_checked_ids(snapshot, result)):
-        if snapshot.record.duplicate_ids != "allow":
-            repeated += len(repeats_R2)
+    pieces = _checked_ids(snapshot, result)
+    if snapshot.record.duplicate_ids == "allow":
+        for _ in pieces:
+            pass
+    else:
+        for repeats_R2 in find_repeats(pieces):
             _add_repeats(snapshot, repeats_R2, result)
-    if snapshot.record.duplicate_ids != "allow":
-        result.ids_are_unique = not repeated
+        result.ids_are_unique = not result.counts["duplicate_id"]
     _check_totals(snapshot, result)
     recount(snapshot, result)
     if model:
