@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.fingerprint import content_hash
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key, rows_hash
-from pipeline.storage.snapshots import load_snapshot
+from pipeline.storage.snapshots import Snapshot, load_snapshot
 
 
 def part_keys(store: Store) -> list[str]:
@@ -46,7 +47,12 @@ def vouch(store: Store) -> None:
         rows = pq.read_table(pa.BufferReader(content))
         line |= {"size_bytes": len(content), "file_hash": content_hash(content), "rows": rows.num_rows}
         line |= {"content_hash": rows_hash(rows)}
-    sink = io.BytesIO()
+    forge_parts(snapshot, lines)
+
+
+def forge_parts(snapshot: Snapshot, lines: list[dict[str, Any]]) -> None:
+    """Put these lines in place of the snapshot's table of Parts."""
+    store, sink = snapshot.store, io.BytesIO()
     pq.write_table(pa.Table.from_pylist(lines, schema=snapshot.parts.schema), sink)
     key = f"_meta/snapshots/{snapshot.number:08d}.json"
     record = orjson.loads(content_of(store, key))

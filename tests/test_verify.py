@@ -21,7 +21,7 @@ from pipeline.execution.verify import verify
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot
 from tests.running import jobs, written_config
-from tests.tampering import content_of, part_keys, rewrite, vouch
+from tests.tampering import content_of, forge_parts, part_keys, rewrite, vouch
 from tests.without_ray import published_in_process
 
 FILES, ROWS = 2, 30
@@ -413,6 +413,30 @@ def test_chunks_in_partitions_without_repeated_ids_are_found_again_too(tmp_path:
     assert result.sample.rows == result.rows == snapshot.totals["rows"] > 20
     assert result.sample.min_cosine is not None
     assert result.sample.min_cosine > 0.99999
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8", "binary"])
+def test_the_zero_vector_of_an_empty_text_is_right_and_in_a_sample_too(tmp_path: Path, stored: str) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_bytes(b'{"id": 1, "text": " "}\n{"id": 2, "text": "full"}\n{broken\n')
+    config = config_of(tmp_path, source={"empty_text": "zero"}, recipe={"stored": stored})
+    result = verify(published_in_process(config), 2)
+    assert result.is_sound, result.findings
+    assert result.sample is not None
+    assert (result.rows, result.sample.rows) == (2, 2)
+    assert result.sample.min_cosine is not None
+    assert result.sample.min_cosine > 0.999
+
+
+def test_a_part_of_the_quarantine_that_is_not_listed_any_more_is_found(local_output: Store) -> None:
+    (key,) = local_output.files("quarantine")
+    snapshot = open_snapshot(local_output.uri)
+    forge_parts(snapshot, [line for line in snapshot.parts.to_pylist() if line["kind"] == "embeddings"])
+    found = findings_of(local_output)
+    assert [(one.check, one.path) for one in found if one.check == "stray"] == [("stray", key)]
+    assert [one.detail for one in found if one.check == "rows"] == [
+        "its Parts hold 30 + 0 lines for 30 embedded + 1 quarantined rows"
+    ]
 
 
 @pytest.mark.parametrize("sample", ["0", "-3", "many"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
 from pipeline.config import Recipe
-from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.packed import encode_or_zero
 from pipeline.encoder.vectors import finish
 from pipeline.errors import EncoderError, SourceError
 from pipeline.execution.findings import Finding, Sample, Verification
@@ -157,13 +157,15 @@ def _texts_of(
 def _cosines_of(found: list[Found], settings: StageSettings) -> NDArray[np.float64]:
     """Encode texts again; return the cosine of each vector with the stored one."""
     encoder = open_encoder(settings.model, settings.compute, settings.tokenizer.prompt, settings.threads)
-    encoded = encode_packed(encoder, _batch([tokens_T for _, tokens_T in found]), settings.batch_tokens)
+    encoded = encode_or_zero(encoder, _batch([tokens_T for _, tokens_T in found]), settings.batch_tokens)
     again_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize).astype(np.float64)
     if settings.stored == "binary":
         again_ND = np.where(again_ND > 0, 1.0, -1.0)
     stored_ND = np.stack([one.vector_D for one, _ in found]).astype(np.float64)
     lengths_N = np.linalg.norm(stored_ND, axis=1) * np.linalg.norm(again_ND, axis=1)
-    return np.asarray(np.einsum("nd,nd->n", stored_ND, again_ND) / np.where(lengths_N > 0, lengths_N, np.nan))
+    cosines_N = np.einsum("nd,nd->n", stored_ND, again_ND) / np.where(lengths_N > 0, lengths_N, np.nan)
+    cosines_N[~stored_ND.any(axis=1) & ~again_ND.any(axis=1)] = 1.0  # empty texts under `empty_text: zero`
+    return np.asarray(cosines_N)
 
 
 def least_cosine(recipe: Recipe, dimension: int) -> float:

@@ -1,6 +1,6 @@
 """The proof, taken again from the files alone: is a published Snapshot still exactly what it says it is?"""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,11 +117,12 @@ def _check_listing(snapshot: Snapshot, result: Verification) -> None:
 
 def _check_totals(snapshot: Snapshot, result: Verification) -> None:
     """Compare rows found with rows promised, Parts with their Shards, and in each Shard rows read with their fates."""
-    totals, listed, whole = snapshot.totals, defaultdict[str, int](int), f"snapshots/{snapshot.record.folder}"
+    totals, whole = snapshot.totals, f"snapshots/{snapshot.record.folder}"
+    listed = defaultdict[str, Counter[str]](Counter)
     if result.rows != totals["rows"]:
         result.add(Finding("rows", whole, f"{result.rows} rows, published with {totals['rows']}"))
     for part in _lines(snapshot):
-        listed[part["shard_id"]] += part["rows"] if part["kind"] == "embeddings" else 0
+        listed[part["shard_id"]][part["kind"]] += part["rows"]
     chunked, read = snapshot.recipe["long_text"] == "chunk", 0
     for shard in snapshot.shards.to_pylist():
         read += shard["rows_read"]
@@ -129,10 +130,12 @@ def _check_totals(snapshot: Snapshot, result: Verification) -> None:
         if sum(fates.values()) != shard["rows_read"]:
             detail = " + ".join(f"{rows} {fate}" for fate, rows in fates.items())
             result.add(Finding("rows", shard["shard_id"], f"{shard['rows_read']} rows read, {detail}"))
-        vectors = listed.pop(shard["shard_id"], 0)
-        if vectors < fates["embedded"] if chunked else vectors != fates["embedded"]:
-            detail = f"its Parts hold {vectors} rows, {fates['embedded']} were embedded"
-            result.add(Finding("rows", shard["shard_id"], detail))
+        found = listed.pop(shard["shard_id"], Counter())
+        vectors, lines, entries = found["embeddings"], found["quarantine"], shard.get("entries")
+        off = vectors < fates["embedded"] if chunked else vectors != fates["embedded"]
+        if off or lines != (fates["quarantined"] if entries is None else entries):
+            detail = f"its Parts hold {vectors} + {lines} lines for {fates['embedded']} embedded + "
+            result.add(Finding("rows", shard["shard_id"], f"{detail}{fates['quarantined']} quarantined rows"))
     for shard_id in sorted(listed):
         result.add(Finding("rows", shard_id, "has Parts and is no Shard of the snapshot"))
     if read != totals["rows_read"]:
