@@ -21,7 +21,14 @@ def summary_text(report: "RunReport") -> str:
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": _time(report),
         "quarantine": "; ".join(
-            filter(None, [_reasons(report.reasons), _retried(report.rows_retried, report.shards_redone)])
+            filter(
+                None,
+                [
+                    _reasons(report.reasons),
+                    f"{byte_size(report.unreadable_bytes)} unreadable" if report.unreadable_bytes else "",
+                    _retried(report.rows_retried, report.shards_redone),
+                ],
+            )
         ),
         "warning": "; ".join(report.warnings),
         "output": _output(report),

@@ -451,6 +451,42 @@ def test_whatever_bit_is_flipped_in_a_parquet_file_every_row_is_a_document_or_in
     assert sum(found) > 0.9 * len(found), "only in the head of a page are there bits that mean nothing"
 
 
+FLIP_FOOTER = """
+import sys
+from pathlib import Path
+from tests.reading import blocks_of, open_local, stretches_of
+from pipeline.records import SourceFile
+from pipeline.storage.readers import BadFile, parquet_row_groups
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+found = set()
+for position in range(footer, len(whole)):
+    for mask in (1, 6, 0x30, 0x80):
+        broken = bytearray(whole)
+        broken[position] ^= mask
+        path.write_bytes(broken)
+        file = SourceFile(str(path), "v1", len(whole), "parquet")
+        blocks = blocks_of(file)
+        rows = sum(block.rows_read for block in blocks)
+        assert rows == 60 or stretches_of(blocks), (position, mask)
+        found.add("whole" if rows == 60 else "stretch")
+        try:
+            parquet_row_groups(file, open_local)
+        except BadFile:
+            pass
+print(sorted(found))
+"""
+
+
+def test_whatever_bit_is_flipped_in_a_footer_the_process_that_reads_it_lives(tmp_path: Path) -> None:
+    table = pa.table({"id": [f"r{n}" for n in range(60)], "text": [f"text {n}" for n in range(60)]})
+    file = written_parquet(tmp_path / "a.parquet", table, row_group_size=20)
+    command = [sys.executable, "-c", FLIP_FOOTER, file.uri]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (run.returncode, run.stdout.strip()) == (0, "['stretch', 'whole']"), run.stderr[-1000:]
+
+
 class BrokenStore(io.BytesIO):
     """A store that fails in the middle of a file."""
 

@@ -100,6 +100,12 @@ def test_quarantine_is_listed_by_reason_and_only_if_there_is_any(page: str) -> N
     assert "Quarantine" not in text_of(clean)
 
 
+def test_bytes_that_could_not_be_read_are_told(page: str) -> None:
+    assert "could not be read" not in text_of(page)
+    broken = render_html(replace(example_report(), unreadable_bytes=3_400_000))
+    assert "3.40 MB of the source could not be read" in text_of(broken)
+
+
 def test_what_comes_from_outside_is_escaped() -> None:
     attack = "</td><script>alert(1)</script>"
     report = replace(

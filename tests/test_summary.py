@@ -154,3 +154,8 @@ def test_importing_summary_and_progress_loads_nothing_heavy() -> None:
     root = Path(__file__).parents[1]
     seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert seen.stdout.strip() == "[]"
+
+
+def test_bytes_that_could_not_be_read_are_told_beside_the_reasons() -> None:
+    text = summary_text(replace(example_report(), unreadable_bytes=3_400_000))
+    assert "  quarantine  17 empty_text, 4 invalid_utf8, 2 null_text; 3.40 MB unreadable" in text.splitlines()
