@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 MAX_READ_TASKS = 2000
 """Shards beyond this share read tasks: each task costs the scheduler some 10 ms."""
 
+RAY_APPENDS = "\nFailed to apply UDF transform"
+"""Beginning of what Ray 2.60 adds to the message of every exception that a stage raises."""
+
 NODE_LABEL = "ray.io/node-id"
 """Ray gives every node this label."""
 
@@ -199,7 +202,7 @@ def told_by_stage(error: BaseException) -> PipelineError:
         cause = inner
     own = [kind for kind in type(cause).__mro__ if kind.__module__ == PipelineError.__module__]
     if own:
-        return cast(PipelineError, own[0](*cause.args))
+        return cast(PipelineError, own[0](str(cause.args[0] if cause.args else cause).split(RAY_APPENDS)[0]))
     return _told_by_text(str(error)) or PipelineError(
         f"a stage failed with {type(cause).__name__} at {_place(str(error))}; this is a bug or a broken installation"
     )
