@@ -3,13 +3,16 @@
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray._private.ray_constants
 import ray.data
+import ray.exceptions
 
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError, PipelineError
@@ -32,6 +35,13 @@ KEEP_MEMORY = {
 """Workers keep the memory of one Block for the next instead of having every page zeroed again: a tenth of the wall time
 of the data plane at 512 dimensions (2026-11, two interleaved pairs)."""
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+OPEN_CLUSTER = (
+    "the Ray cluster at {address} asks for no token: whoever reaches its ports can run code on it and read what this "
+    "run reads; start it, and this command, with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
+)
+
 NODE_SHARE = 0.51
 """Share of a node's CPUs that its only CPU encoder reserves: more than half keeps a second one off the node, less
 than all leaves room for the stages around it (actors that take every CPU hang the job)."""
@@ -50,8 +60,11 @@ class Shares:
     """CPUs that a reading or writing worker reserves; a tokenising one takes a little more (see `run_stages`)."""
 
 
-def start_ray(runtime: Runtime) -> None:
+def start_ray(runtime: Runtime) -> list[str]:
     """Connect to the cluster of the config or of the environment, or start Ray on this machine alone.
+
+    Returns:
+        Warnings for the report.
 
     Raises:
         PipelineError: no cluster answers at this address.
@@ -65,13 +78,40 @@ def start_ray(runtime: Runtime) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would let every other program of this machine go first
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warning on constructor arguments, ray#53727
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
+        _keep_to_this_machine()
     try:
         with _without_native_stderr():
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
         raise PipelineError(f"cannot start or reach Ray at {address}: {error}") from error
     # Ray tells of dead workers on stdout, even with log_to_driver off, and has no other switch for it (2.60).
     ray._private.worker._worker_logs_enabled = False
+    return [] if is_guarded(address, os.environ) else [OPEN_CLUSTER.format(address=address)]
+
+
+def is_guarded(address: str, environment: Mapping[str, str]) -> bool:
+    """Whether a cluster wants a token of those who use it, or is this machine's alone.
+
+    Args:
+        address: as Ray takes it: `local`, `auto`, `host:port` or `ray://host:port`.
+        environment: that of this process once Ray has started; Ray itself writes RAY_AUTH_MODE into it.
+    """
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    return address == "local" or host in LOOPBACK or environment.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _keep_to_this_machine() -> None:
+    """Let the Ray that is started next listen on loopback only, and answer only who holds a token of this process.
+
+    The token goes to Ray's processes through their environment, which nobody but their user can read; Ray's own
+    would lie in ~/.ray/auth_token, readable by all. `ray.init(_node_ip_address="127.0.0.1")` has no effect in
+    2.60: it puts the address of the network in its place. This constant, meant for laptops, is what decides;
+    Ray has read it from the environment when it was imported.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.pop("RAY_AUTH_MODE", None)  # unset, a local Ray turns tokens on, also in its part that is loaded already
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager

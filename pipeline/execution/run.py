@@ -180,7 +180,7 @@ def _encode_missing(
 
     watch(Progress("starting Ray"))
     starting = time.perf_counter()
-    start_ray(config.runtime)
+    report.warnings += start_ray(config.runtime)
     try:
         configure_data()
         shares = divide(config.runtime)
