@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     folder, target, trust, pickled = arguments
     description = _describe(folder, trust == "1", pickled == "1")
     path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     staging = path.with_suffix(f".{id(path)}.tmp")
     staging.write_text(json.dumps(asdict(description)), encoding="utf-8")
     staging.rename(path)

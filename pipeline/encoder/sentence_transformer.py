@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,8 +42,14 @@ def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled
             local_files_only=True,
             model_kwargs=weights,
         )
+    except pickle.UnpicklingError as error:
+        raise EncoderError(
+            f"{folder}: its pickled weights hold more than numbers, which may be code, and were not loaded"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         why = " ".join(str(error).split())  # one line: the last one of a child's stderr is all that its parent sees
+        if "trust_remote_code" in why and not trust_remote_code:
+            why += " (here: recipe.trust_remote_code: true, if you have read that code)"
         raise EncoderError(f"{folder}: cannot be loaded as a sentence-transformers model: {why}") from error
     for module in list(model)[1:]:
         module.float()
@@ -68,6 +75,11 @@ def check_folder(folder: Path, trust_remote_code: bool, allow_pickled_weights: b
             "read it"
         )
     places = [folder / module.get("path", "") for module in modules]
+    outside = [str(place) for place in places if not place.resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise EncoderError(
+            f"{folder}: its modules.json leads out of the folder, to {outside[0]}; do not use this model"
+        )
     pickled = [place for place in places if any(place.glob("*.bin")) and not any(place.glob("*.safetensors"))]
     if pickled and not allow_pickled_weights:
         raise EncoderError(
