@@ -20,7 +20,8 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.records import Block, FileFormat, Shard, SourceFile, Span
-from pipeline.storage.filesystem import open_filesystem, open_source
+from pipeline.storage.connection import open_filesystem
+from pipeline.storage.filesystem import open_source
 from pipeline.storage.listing import list_source
 from pipeline.storage.readers import read_shard
 from tests.reading import (

@@ -3,36 +3,25 @@
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.records import SourceFile
+from pipeline.storage.connection import check_endpoint, open_filesystem
 from pipeline.storage.faults import is_precondition_failure, patiently, told_as
+from pipeline.storage.resuming import ResumingStream
 
-S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,
-    "default_block_size": 4 * 2**20,
-    "config_kwargs": {
-        "retries": {"mode": "standard", "total_max_attempts": 10},
-        "connect_timeout": 5,
-        "read_timeout": 30,
-    },
-}
-"""Client defaults die on a burst of five 503s and serve stale listings; these survive eight (2026-11)."""
+T = TypeVar("T")
 
 SINGLE_PUT_BYTES = 5 * 2**30
 """S3's limit for one PUT; below it s3fs would cut from 100 MiB on, and the condition would hold for the last piece."""
-
-FIRST_CONTACT = {"retries": {"mode": "standard", "total_max_attempts": 3}, "connect_timeout": 3, "read_timeout": 15}
-"""A wrong endpoint should be told within seconds, not after ten patient attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +32,6 @@ class Stat:
     version: str
     modified_at: float = field(default=math.inf, compare=False)
     """Seconds since the epoch, by the store's clock; of a store that does not say, later than any time."""
-
-
-def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the filesystem of a URI and the path in it; credentials come from the environment alone.
-
-    Raises:
-        ImportError: the scheme needs a package that is not installed.
-        ValueError: the scheme is unknown.
-    """
-    options = S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
-    filesystem, path = fsspec.url_to_fs(uri, **options)
-    return filesystem, cast(str, path)
-
-
-def check_endpoint(uri: str) -> None:
-    """Ask an S3 endpoint one question, so that a wrong address or key is told within seconds.
-
-    Raises:
-        OSError, botocore exceptions: as the store gives them; wrap in `told_as`.
-    """
-    if uri.startswith(("s3://", "s3a://")):
-        hasty, path = fsspec.url_to_fs(uri, **{**S3_OPTIONS, "config_kwargs": FIRST_CONTACT})
-        hasty.call_s3("list_objects_v2", Bucket=path.split("/", 1)[0], Prefix=path.partition("/")[2], MaxKeys=1)
 
 
 def stat_of(details: dict[str, Any]) -> Stat:
@@ -96,19 +62,26 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
         filesystem, path = open_filesystem(file.uri)
         # Parquet readers know what they want; reading ahead of them fetched everything twice (2026-11)
         cache = "none" if file.format == "parquet" else "readahead"
-        with patiently(lambda: filesystem.open(path, "rb", cache_type=cache)) as stream:
+        with patiently(lambda: filesystem.open(path, "rb", cache_type=cache), filesystem) as stream:
             details = getattr(stream, "details", None)  # of the object that S3 reads are pinned to by If-Match
-            _check_version(file, details or patiently(lambda: filesystem.info(path)))
-            yield cast(BinaryIO, stream)
-        if isinstance(filesystem, LocalFileSystem):
-            _check_version(file, filesystem.info(path))
+            details = details or patiently(lambda: filesystem.info(path), filesystem)
+            _check_version(file, stat_of(details).version)
+            if isinstance(filesystem, LocalFileSystem):
+                yield cast(BinaryIO, stream)
+                _check_version(file, stat_of(filesystem.info(path)).version)
+                return
+            try:
+                yield cast(BinaryIO, ResumingStream(stream, filesystem, file.size_bytes))
+            except OSError as error:
+                if is_precondition_failure(error):
+                    _check_version(file, "another")
+                raise
 
 
-def _check_version(file: SourceFile, details: dict[str, Any]) -> None:
-    found = stat_of(details)
-    if found.version != file.version:
+def _check_version(file: SourceFile, found: str) -> None:
+    if found != file.version:
         raise SourceError(
-            f"{file.uri} was changed between plan and read (planned version {file.version}, found {found.version}); "
+            f"{file.uri} was changed between plan and read (planned version {file.version}, found {found}); "
             "run again to plan with the new version"
         )
 
@@ -131,11 +104,24 @@ class Store:
         """Return the full address of a key."""
         return f"{self.uri}/{key}"
 
+    def path_of(self, key: str) -> str:
+        """Return the path of a key in the filesystem.
+
+        Raises:
+            StorageError: it would lie outside the output. Keys are built from names that cannot do that; this is
+                what stands behind them.
+        """
+        parts = key.split("/")
+        if not key or {"", ".", ".."} & set(parts) or "\\" in key or "\0" in key:
+            raise StorageError(f"{self.uri}: refused to touch {key!r}, which does not name a file below this output")
+        return f"{self.root}/{key}"
+
     def read(self, key: str) -> bytes | None:
         """Return the content of a key, or None if there is none."""
         with told_as(StorageError, "read", self.uri_of(key)):
             try:
-                return cast(bytes, patiently(lambda: self.filesystem.cat_file(f"{self.root}/{key}")))
+                path = self.path_of(key)
+                return cast(bytes, self._patiently(lambda: self.filesystem.cat_file(path)))
             except FileNotFoundError:
                 return None
 
@@ -143,15 +129,17 @@ class Store:
         """Return size and version of a key, or None if there is none."""
         with told_as(StorageError, "look at", self.uri_of(key)):
             try:
-                return stat_of(patiently(lambda: self.filesystem.info(f"{self.root}/{key}")))
+                path = self.path_of(key)
+                return stat_of(self._patiently(lambda: self.filesystem.info(path)))
             except FileNotFoundError:
                 return None
 
     def files(self, prefix: str) -> dict[str, Stat]:
-        """Return every key below `prefix/` with its size and version; the order means nothing."""
+        """Return every key below `prefix/` (all, if it is empty) with its size and version; the order means nothing."""
         with told_as(StorageError, "list", self.uri_of(prefix)):
             try:
-                found = patiently(lambda: self.filesystem.find(f"{self.root}/{prefix}", detail=True, **self._fresh()))
+                path = self.path_of(prefix) if prefix else self.root
+                found = self._patiently(lambda: self.filesystem.find(path, detail=True, **self._fresh()))
             except FileNotFoundError:
                 return {}
         return {
@@ -164,7 +152,8 @@ class Store:
         """Return the names of the folders directly below `prefix/`."""
         with told_as(StorageError, "list", self.uri_of(prefix)):
             try:
-                entries = patiently(lambda: self.filesystem.ls(f"{self.root}/{prefix}", detail=True, **self._fresh()))
+                path = self.path_of(prefix) if prefix else self.root
+                entries = self._patiently(lambda: self.filesystem.ls(path, detail=True, **self._fresh()))
             except FileNotFoundError:
                 return []
         return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
@@ -178,7 +167,8 @@ class Store:
         """
         with told_as(StorageError, "write", self.uri_of(key)):
             try:
-                patiently(lambda: self._create(f"{self.root}/{key}", content))
+                path = self.path_of(key)
+                self._patiently(lambda: self._create(path, content))
                 return None
             except OSError as error:
                 if not is_precondition_failure(error):
@@ -191,10 +181,11 @@ class Store:
     def put(self, key: str, content: bytes) -> None:
         """Write a key, over whatever stands there; for hints and reports, never for data."""
         with told_as(StorageError, "write", self.uri_of(key)):
+            path = self.path_of(key)
             if not self.is_local:
-                patiently(lambda: self.filesystem.pipe_file(f"{self.root}/{key}", content))
+                self._patiently(lambda: self.filesystem.pipe_file(path, content))
                 return
-            target = Path(self.root, key)
+            target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             self._staged(content).replace(target)
 
@@ -206,7 +197,7 @@ class Store:
         Returns:
             Whether it was copied; False = something stands there, be it by an earlier attempt of ours.
         """
-        source, target = f"{self.root}/{source_key}", f"{self.root}/{key}"
+        source, target = self.path_of(source_key), self.path_of(key)
         with told_as(StorageError, "copy", self.uri_of(source_key)):
             if self.is_local:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -217,13 +208,14 @@ class Store:
                 return True
             if self.stat(key) is not None:
                 return False
-            patiently(lambda: self.filesystem.cp_file(source, target))
+            self._patiently(lambda: self.filesystem.cp_file(source, target))
             return True
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
         with told_as(StorageError, "delete", self.uri_of(key)), suppress(FileNotFoundError):
-            patiently(lambda: self.filesystem.rm_file(f"{self.root}/{key}"))
+            path = self.path_of(key)
+            self._patiently(lambda: self.filesystem.rm_file(path))
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Remove the folders below `prefix/` that hold nothing; object storage has none."""
@@ -258,6 +250,9 @@ class Store:
         finally:
             with suppress(StorageError):  # the protocol itself deletes nothing and needs no right to
                 self.delete(key)
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        return patiently(operation, self.filesystem)
 
     def _create(self, path: str, content: bytes) -> None:
         if not self.is_local:

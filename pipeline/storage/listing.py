@@ -10,8 +10,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SourceError
 from pipeline.records import FileFormat, SourceFile
+from pipeline.storage.connection import check_endpoint, open_filesystem
 from pipeline.storage.faults import patiently, told_as
-from pipeline.storage.filesystem import check_endpoint, open_filesystem, stat_of
+from pipeline.storage.filesystem import stat_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +85,15 @@ def _list_one(uri: str, format: str) -> tuple[list[SourceFile], list[str]]:
 def _entries(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str, Any]], str]:
     """List a file, folder or glob; the second value is the prefix below which names are judged."""
     if any(character in path for character in "*?["):
-        found = patiently(lambda: filesystem.glob(path, detail=True))
+        found = patiently(lambda: filesystem.glob(path, detail=True), filesystem)
         return cast(dict[str, dict[str, Any]], found), path[: min(path.find(c) for c in "*?[" if c in path)]
     try:
-        info = patiently(lambda: filesystem.info(path))
+        info = patiently(lambda: filesystem.info(path), filesystem)
     except FileNotFoundError:
         return {}, path
     if info["type"] == "file" and not path.endswith("/"):
         return {path: info}, path
-    found = patiently(lambda: filesystem.find(path, detail=True))
+    found = patiently(lambda: filesystem.find(path, detail=True), filesystem)
     return cast(dict[str, dict[str, Any]], found), path
 
 

@@ -175,12 +175,12 @@ def read_columns(store: Store, key: str, names: Sequence[str]) -> pa.Table:
     """
 
     def read() -> pa.Table:
-        with store.filesystem.open(f"{store.root}/{key}", "rb", cache_type="none") as stream:
+        with store.filesystem.open(store.path_of(key), "rb", cache_type="none") as stream:
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=list(names), use_threads=False)
 
     try:
         with told_as(StorageError, "read", store.uri_of(key)):
-            return patiently(read)
+            return patiently(read, store.filesystem)
     except pa.ArrowException as error:
         raise StorageError(f"{store.uri_of(key)} is damaged: {error}; `verify` says what else is") from error
 
