@@ -25,7 +25,8 @@ from pipeline.execution.part_check import dequantised
 from pipeline.execution.plan import read_columns_of
 from pipeline.execution.recount import shard_of
 from pipeline.execution.settings import tokenizer_spec
-from pipeline.execution.stages import StageSettings, tokenize_documents
+from pipeline.execution.stage_settings import StageSettings
+from pipeline.execution.stages import tokenize_documents
 from pipeline.records import TokenBatch
 from pipeline.schemas import TOKEN_IDS
 from pipeline.storage.filesystem import open_source

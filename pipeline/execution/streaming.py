@@ -20,7 +20,9 @@ from pipeline.config import Runtime
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import Work
 from pipeline.execution.cluster import Shares, divide
-from pipeline.execution.stages import EncodeBlocks, StageSettings, read_blocks, tokenize_blocks, write_blocks
+from pipeline.execution.encode_stage import EncodeBlocks
+from pipeline.execution.stage_settings import StageSettings
+from pipeline.execution.stages import read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt, Shard
 from pipeline.units import duration
 

@@ -1,0 +1,138 @@
+"""The encoder actor, and what it does about a model that fails, a device that is sick and a text that kills."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.arrow import one_array
+from pipeline.encoder.packed import Encoded, encode_or_zero, take
+from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.vectors import finish, to_stored
+from pipeline.errors import PipelineError, SickDevice
+from pipeline.execution.attempts import marked, replace_process
+from pipeline.execution.isolated import IsolatedEncoder
+from pipeline.execution.model import open_encoder
+from pipeline.execution.stage_settings import StageSettings
+from pipeline.execution.travelling import from_rows, positions, quarantined, to_row
+from pipeline.isolation import ProcessDied
+from pipeline.records import Block, Reason, Shard, TokenBatch
+from pipeline.schemas import TOKEN_IDS
+
+
+class EncodeBlocks:
+    """The encoder actor: holds the model and gives every Block its vectors."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self.settings, self.batch_tokens = settings, settings.batch_tokens
+        self.witness: TokenBatch | None = None
+        """A text that this process has encoded."""
+        spec = settings
+        self._open = partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads)
+        self.encoder = self._opened()
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for shard, block in from_rows(batch):
+            yield to_row(shard, self.encode(shard, block))
+
+    def encode(self, shard: Shard, block: Block) -> Block:
+        """Return the Block with its vector column(s); rows without a finite vector go to quarantine.
+
+        Raises:
+            SickDevice: the device fails on good texts, as it did for others on this node; where it is the first to
+                fail so, its process ends to be replaced.
+        """
+        ids = one_array(block.documents[TOKEN_IDS])
+        tokens = TokenBatch(ids.values.to_numpy(), ids.offsets.to_numpy().astype(np.int64))
+        try:
+            with marked(self.settings.attempts, "encode", shard, block.number) as verdict:
+                self.batch_tokens = min(self.batch_tokens, verdict.batch_tokens or self.batch_tokens)
+                encoded = self._encode_isolated(tokens) if verdict.is_deadly else self._encode(self.encoder, tokens)
+        except SickDevice as error:
+            self._give_up(error)
+        block = replace(block, metrics=block.metrics | {"isolated": float(verdict.is_deadly)})
+        return self._with_vectors(shard, block, encoded)
+
+    def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:
+        encoded = encode_or_zero(encoder, tokens, self.batch_tokens, self.witness)
+        if encoded.safe_batch_tokens:
+            self.batch_tokens = max(encoded.safe_batch_tokens, self.settings.tokenizer.max_tokens)
+            self.settings.attempts.lower(self.batch_tokens)
+        passed = np.flatnonzero(encoded.done_N & (tokens.lengths_N > 0))
+        if self.witness is None and len(passed):
+            self.witness = take(tokens, passed[-1:])
+        return encoded
+
+    def _encode_isolated(self, tokens: TokenBatch) -> Encoded:
+        """Encode a Block that has killed encoders in a child process; the device is free for it meanwhile."""
+        isolated = IsolatedEncoder(self.encoder, self._open)
+        self.encoder.close()
+        try:
+            return self._encode(isolated, tokens)
+        finally:
+            isolated.close()
+            self.encoder = self._opened()
+
+    def _opened(self) -> Encoder:
+        try:
+            return self._open()
+        except PipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001  what a sick device raises is anybody's guess
+            place = " ".join(str(error).split())[:300]
+            self._give_up(SickDevice(f"the model cannot be loaded on its device: {type(error).__name__}: {place}"))
+
+    def _give_up(self, error: SickDevice) -> NoReturn:
+        """Leave the work to a fresh process, or end the round if this node has failed too often."""
+        if self.settings.attempts.strike(str(error)):
+            replace_process()
+        raise error
+
+    def _with_vectors(self, shard: Shard, block: Block, encoded: Encoded) -> Block:
+        settings, documents = self.settings, block.documents.drop_columns([TOKEN_IDS])
+        vectors_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
+        if not encoded.done_N.all():
+            block, good_N = _without_vectors(shard, block, documents, encoded.done_N, encoded.failures)
+            documents, vectors_ND = documents.filter(pa.array(good_N)), vectors_ND[good_N]
+        names = ["embedding", "scale"] if settings.stored == "int8" else ["embedding"]
+        for name, column in zip(names, to_stored(vectors_ND, settings.stored), strict=True):
+            documents = documents.append_column(name, column)
+        now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", tz="UTC"))
+        documents = documents.append_column("created_timestamp", pa.repeat(now, documents.num_rows))
+        metrics = block.metrics | {
+            "padded_tokens": float(encoded.padded_tokens),
+            "encode_seconds": encoded.seconds,
+            "emulated_compute": float(self.encoder.emulates),
+            "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
+        }
+        return replace(block, documents=documents, metrics=metrics)
+
+
+def _without_vectors(
+    shard: Shard, block: Block, documents: pa.Table, good_N: NDArray[np.bool_], failures: dict[int, str]
+) -> tuple[Block, NDArray[np.bool_]]:
+    """Quarantine the documents of which a row has no vector, all their chunks with them; return who is left."""
+    places = one_array(positions(documents))
+
+    def documents_of(rows: Iterable[int]) -> pa.Array:
+        return pc.is_in(places, value_set=places.take(pa.array(list(rows), pa.int64())))
+
+    killed = documents_of(row for row, name in failures.items() if name == ProcessDied.__name__)
+    raised = pc.and_not(documents_of(failures), killed)
+    bad = documents_of(np.flatnonzero(~good_N))
+    not_finite = pc.and_not(bad, pc.or_(raised, killed))
+    names = ", ".join(sorted(set(failures.values())))
+    for rows, reason, error in (
+        (killed, Reason.KILLS_PROCESS, "encoding this text alone ends its process"),
+        (raised, Reason.ENCODE_FAILED, f"the forward pass raises even for this text alone: {names}"),
+        (not_finite, Reason.NOT_FINITE, "the model gave NaN or an infinity"),
+    ):
+        if pc.any(rows).as_py():
+            block = quarantined(shard, block, documents.filter(rows), reason, error)
+    return block, np.logical_not(bad.to_numpy(zero_copy_only=False))

@@ -1,0 +1,38 @@
+"""What every worker of a run must know."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.execution.attempts import Attempts, Marks
+from pipeline.execution.model import ModelReference
+from pipeline.storage.readers import ReadColumns
+from pipeline.text.tokenizer import TokenizerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """Plain values, the same for every Block of a run; holds no credential."""
+
+    columns: ReadColumns
+    rows_per_part: int
+    tokenizer: TokenizerSpec
+    chunk_overlap_tokens: int | None
+    """None = long texts are truncated."""
+    model: ModelReference
+    compute: str
+    threads: int
+    batch_tokens: int
+    dimensions: int | None
+    normalize: bool
+    stored: str
+    output_uri: str
+    snapshot_folder: str
+    partition_by: tuple[str, ...]
+    part_schema: pa.Schema
+    metadata: dict[str, Any]
+    event_time: pa.Scalar
+    """First run that saw the text, where the source has no time of its own."""
+    attempts: Marks = field(default_factory=Attempts)
+    """Where workers mark what they begin and end."""
