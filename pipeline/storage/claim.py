@@ -17,7 +17,8 @@ from pipeline.storage.filesystem import Store
 
 BEAT_SECONDS = 3.0
 PATIENCE_BEATS = 12
-"""A driver on another machine counts as dead after this many beats without one; no clocks are compared."""
+"""A driver on another machine counts as dead after this many beats without one, all of them while the store answers;
+no clocks are compared."""
 
 
 class Claim:
@@ -74,11 +75,14 @@ class Claim:
         here = _process_identity()
         if owner.get("machine") == here["machine"]:
             return bool(_start_time(int(owner["pid"])) == owner["pid_start"])
-        deadline = time.monotonic() + BEAT_SECONDS * PATIENCE_BEATS
-        while time.monotonic() < deadline:
+        silent_looks = 0
+        while silent_looks < 2 * PATIENCE_BEATS:
+            began = time.monotonic()
             time.sleep(BEAT_SECONDS / 2)
             if self._read_beat(epoch) != first:
                 return True
+            # A store that was away kept the owner from beating, too: its silence counts from now.
+            silent_looks = silent_looks + 1 if time.monotonic() - began < 2 * BEAT_SECONDS else 0
         return False
 
     def _read_beat(self, epoch: int) -> dict[str, Any]:
