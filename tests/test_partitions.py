@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.storage.filesystem import Store
 from pipeline.storage.partitions import NULL_FOLDER, is_partitionable, segment, split_by_partition
 
 HOSTILE = ["", "..", ".", "../../etc", "a/b", "a=b", "%2F", "%", " ", "+", "a b", "空", "é", "\n", "\x7f", "~", "\\"]
@@ -36,6 +38,20 @@ def test_a_value_is_refused_or_names_exactly_one_folder(value: str) -> None:
     assert "\0" not in name
     assert len(name.encode()) <= 255
     assert name.removeprefix("label=") not in (NULL_FOLDER, *((value,) if set(value) & set("/=%") else ()))
+
+
+@given(VALUES)
+@example("../" * 20)
+@example("..\\..\\x")
+@example("/etc/passwd")
+@example("\u2025/\uff0e\uff0e\uff0f")
+@example("．．／x")
+def test_no_value_leads_out_of_the_folder_it_stands_in(value: str) -> None:
+    name = segment("label", value)
+    if name is not None:
+        key = f"snapshots/folder/{name}/part.parquet"
+        assert Path(os.path.normpath(f"/output/{key}")) == Path("/output") / key
+        assert Store("/output").path_of(key) == f"/output/{key}"
 
 
 @given(VALUES, VALUES)

@@ -25,6 +25,17 @@ def test_the_tree_of_the_code_lists_every_file_and_no_other() -> None:
     )
 
 
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", README.read_text(encoding="utf-8")))
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 40
+    assert named - defined == set()
+
+
 def tree_paths(text: str) -> list[str]:
     """Return the Python files of every tree in a code block: a folder ends with `/`, its content is indented."""
     found: list[str] = []

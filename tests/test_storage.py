@@ -3,8 +3,10 @@
 import itertools
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,22 @@ def test_a_copy_holds_the_same_bytes_and_replaces_nothing(store: Store) -> None:
 def test_a_copy_of_what_is_not_there_is_an_error(store: Store) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         store.copy_new("nowhere", "to")
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/x", "a//b", "a/./b", "", "a\\b", "a\0b", "..", "a/.."])
+def test_no_operation_touches_a_key_outside_the_output(store: Store, key: str) -> None:
+    store.put_new("from", b"content")
+    operations: list[Callable[[], object]] = [
+        partial(store.read, key),
+        partial(store.stat, key),
+        partial(store.delete, key),
+    ]
+    operations += [partial(store.put_new, key, b"x"), partial(store.put, key, b"x")]
+    operations += [partial(store.copy_new, "from", key), partial(store.copy_new, key, "to")]
+    for operation in operations:
+        with pytest.raises(StorageError, match="refused to touch"):
+            operation()
+    assert list(store.files("")) == ["from"]
 
 
 def test_a_local_copy_is_a_hard_link(local: Store) -> None:
