@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.records import Reason
+from tests.inline import FRAIL
 from tests.protocol.actors import Actor
-from tests.protocol.published import FRAIL
-from tests.protocol.world import World
+from tests.protocol.world import Mutant, World
 
 MEMORY = Path("/dev/shm")
 NAMES = ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
@@ -25,19 +25,36 @@ STOPS = {
     "a copy": ("copy_new", ""),
     "the publish": ("put_new", "_meta/snapshots/0"),
     "a deletion": ("delete", "_meta/runs"),
+    "a part's deletion": ("delete", "snapshots/0"),
     "the end": ("nothing", ""),
 }
 """Where it is worth to stop a driver: (operation, part of the key)."""
 
+FATES = ["goes on", "goes on", "crashes", "crashes", "sleeps", "loses an answer"]
+EVENTS = [
+    "a file is written",
+    "a file is written",
+    "a file is removed",
+    "a file is renamed",
+    "the source comes back",
+    "the device changes",
+    "a night passes",
+    "a forgotten worker wakes",
+]
+"""What happens around the runs."""
+
+KINDS = st.sampled_from(["embed", "embed", "embed", "requeue", "expire"])
+ANY_STOP = st.sampled_from([*sorted(STOPS), "the publish", "the end"])
+STEPS = st.integers(0, 11)
 RARELY = st.sampled_from([False, False, False, True])
 ROWS = st.integers(1, 4)
 CARRY = st.sampled_from(["copy", "copy", "reference"])
 
 
 def move(actor: Actor, stop: str, steps: int) -> None:
-    """Let an actor go on to one of STOPS, and some operations beyond."""
+    """Let an actor go on to one of STOPS, and some operations beyond: a publish is three."""
     actor.run_to(*STOPS[stop])
-    for _ in range(steps):
+    for _ in range(steps % 3 if stop == "the publish" else steps):
         actor.step()
 
 
@@ -46,11 +63,13 @@ class Protocol(RuleBasedStateMachine):
 
     counts: ClassVar[Counter[str]] = Counter()
     """Over all examples: what has happened, by name."""
+    mutant: ClassVar[Mutant] = staticmethod(list)
+    """What is wrong with the protocol; nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="protocol-", dir=MEMORY if MEMORY.is_dir() else None))
-        self.world = World(self.folder, self.counts)
+        self.world = World(self.folder, self.counts, type(self).mutant)
         self.serial = 0
 
     @initialize(rows=ROWS)
@@ -65,82 +84,70 @@ class Protocol(RuleBasedStateMachine):
     def living(self) -> list[Actor]:
         return [actor for actor in self.world.actors if not actor.is_over]
 
-    def chosen(self, index: int) -> Actor:
-        living = self.living()
-        return living[index % len(living)]
-
-    @precondition(lambda self: len(self.living()) < 4)
-    @rule(is_strict=RARELY, carry=CARRY, stop=st.sampled_from(sorted(STOPS)), steps=st.integers(0, 3))
-    def start_a_driver(self, is_strict: bool, carry: str, stop: str, steps: int) -> None:
-        move(self.world.drive(is_strict, carry), stop, steps)
-
-    @precondition(lambda self: len(self.living()) < 4)
-    @rule(is_strict=RARELY, carry=CARRY, stop=st.sampled_from(sorted(STOPS)), steps=st.integers(0, 3))
-    def start_a_requeue(self, is_strict: bool, carry: str, stop: str, steps: int) -> None:
-        move(self.world.drive(is_strict, carry, frozenset(Reason)), stop, steps)
-
-    @precondition(lambda self: len(self.living()) < 4)
-    @rule(keep=st.integers(1, 3), stop=st.sampled_from(["a claim", "a deletion", "the end"]), steps=st.integers(0, 12))
-    def start_an_expiry(self, keep: int, stop: str, steps: int) -> None:
-        move(self.world.sweep(keep), stop, steps)
-
-    @rule()
-    def a_night_passes(self) -> None:
-        self.world.sleep()
-
-    @precondition(lambda self: self.living())
-    @rule(index=st.integers(0, 3), stop=st.sampled_from(sorted(STOPS)), steps=st.integers(0, 3))
-    def advance(self, index: int, stop: str, steps: int) -> None:
-        move(self.chosen(index), stop, steps)
-
-    @precondition(lambda self: self.living())
-    @rule(index=st.integers(0, 3), stop=st.sampled_from(["a claim", "a part", "a journal entry", "the publish"]))
-    def lose_an_answer(self, index: int, stop: str) -> None:
-        actor = self.chosen(index)
-        actor.run_to(*STOPS[stop])
-        actor.step(loses_answer=True)
-
-    @precondition(lambda self: self.living())
-    @rule(index=st.integers(0, 3), stop=st.sampled_from([None, *sorted(STOPS)]), steps=st.integers(0, 3))
-    def crash(self, index: int, stop: str | None, steps: int) -> None:
-        actor = self.chosen(index)
-        if stop:
-            move(actor, stop, steps)
-        actor.crash()
-
     @precondition(lambda self: len(self.living()) < 3)
-    @rule(stop=st.sampled_from(sorted(STOPS)), steps=st.integers(0, 3), then=st.sampled_from(sorted(STOPS)))
-    def crash_a_driver_and_start_another(self, stop: str, steps: int, then: str) -> None:
-        first = self.world.drive()
-        move(first, stop, steps)
-        first.crash()
-        move(self.world.drive(), then, 0)
+    @rule(
+        kind=KINDS,
+        rows=st.integers(0, 4),
+        stop=ANY_STOP,
+        steps=STEPS,
+        fate=st.sampled_from(FATES),
+        is_strict=RARELY,
+        carry=CARRY,
+    )
+    def someone_starts(
+        self, kind: str, rows: int, stop: str, steps: int, fate: str, is_strict: bool, carry: str
+    ) -> None:
+        world = self.world
+        if rows and kind == "embed":  # else there is mostly nothing to do
+            world.write(NAMES[steps % len(NAMES)], self.fresh_rows(rows))
+        if rows and kind == "expire":  # the same
+            world.sleep()
+            stop = stop if stop == "the end" else "a deletion"
+        if kind == "expire":
+            actor = world.sweep(1 + steps % 2)
+        else:
+            actor = world.drive(is_strict, carry, frozenset(Reason) if kind == "requeue" else ())
+        self.meets(actor, stop, steps, fate)
+        if fate == "sleeps":
+            world.drive(carry=carry).run_to_end()
+            self.what_is_published_is_exact_and_stays()
+            actor.run_to_end()
 
     @precondition(lambda self: self.living())
-    @rule(index=st.integers(0, 3))
-    def take_for_dead(self, index: int) -> None:
-        self.world.presumed_dead.add(self.chosen(index).number)
+    @rule(index=st.integers(0, 2), stop=ANY_STOP, steps=STEPS, fate=st.sampled_from(FATES))
+    def someone_goes_on(self, index: int, stop: str, steps: int, fate: str) -> None:
+        self.meets(self.living()[index % len(self.living())], stop, steps, fate)
 
-    @precondition(lambda self: self.world.given and len(self.living()) < 4)
-    @rule(index=st.integers(0, 99))
-    def wake_a_forgotten_worker(self, index: int) -> None:
-        self.world.wake(self.world.given[index % len(self.world.given)])
+    def meets(self, actor: Actor, stop: str, steps: int, fate: str) -> None:
+        """Let an actor go on to a point and meet its fate there; one that sleeps is taken for dead."""
+        move(actor, stop, steps)
+        if fate == "crashes":
+            actor.crash()
+        elif fate == "loses an answer":
+            actor.step(loses_answer=True)
+        elif fate == "sleeps":
+            self.world.presumed_dead.add(actor.number)
 
-    @rule(change=st.sampled_from(["write", "write", "remove", "rename", "restore"]), index=st.integers(0, 7), rows=ROWS)
-    def the_source_changes(self, change: str, index: int, rows: int) -> None:
-        names, free = sorted(self.world.files), sorted(set(NAMES) - self.world.files.keys())
-        if change == "write":
-            self.world.write(NAMES[index % len(NAMES)], self.fresh_rows(rows))
-        elif change == "remove" and len(names) > 1:
-            self.world.write(names[index % len(names)], {})
-        elif change == "rename" and free:
-            self.world.rename(names[index % len(names)], free[index % len(free)])
-        elif change == "restore":
-            self.world.restore(index)
-
-    @rule()
-    def the_device_falls_sick_or_recovers(self) -> None:
-        self.world.is_sick = not self.world.is_sick
+    @rule(event=st.sampled_from(EVENTS), index=st.integers(0, 99), rows=ROWS)
+    def something_happens(self, event: str, index: int, rows: int) -> None:
+        world = self.world
+        names, free = sorted(world.files), sorted(set(NAMES) - world.files.keys())
+        if event == "a file is written":
+            world.write(NAMES[index % len(NAMES)], self.fresh_rows(rows))
+        elif event == "a file is removed" and len(names) > 1:
+            world.write(names[index % len(names)], {})
+        elif event == "a file is renamed" and free:
+            world.rename(names[index % len(names)], free[index % len(free)])
+        elif event == "the source comes back":
+            world.restore(-1 - index % min(4, len(world.history)))
+        elif event == "the device changes":
+            world.is_sick = not world.is_sick
+        elif event == "a night passes":
+            world.sleep()
+        elif event == "a forgotten worker wakes" and world.given and len(self.living()) < 3:
+            move(
+                world.wake(world.given[-1 - index % len(world.given)]), "the end" if index % 3 else "a part", index % 2
+            )
 
     @invariant()
     def what_is_published_is_exact_and_stays(self) -> None:

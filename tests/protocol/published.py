@@ -13,9 +13,6 @@ from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import load_snapshot
 
-FRAIL = "!"
-"""A text that begins so has no vector while the device is sick."""
-
 State = frozenset[tuple[str, bytes, bool]]
 """What the source holds: id, hash of the text, and whether it is frail, of every row."""
 

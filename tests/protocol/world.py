@@ -5,37 +5,40 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep, time
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import orjson
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.encoder.hashing import HashingEncoder
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SnapshotConflict
 from pipeline.execution import have, plan, publish, shards, stages
 from pipeline.execution import run as execution
 from pipeline.execution.plan import Plan
 from pipeline.execution.settings import stage_settings
-from pipeline.execution.stages import EncodeBlocks, StageSettings, tokenize_documents, write_block
+from pipeline.execution.stages import StageSettings
 from pipeline.fingerprint import fingerprint
 from pipeline.records import BlockReceipt, Reason, Shard
 from pipeline.storage import claim, expiry, journal
 from pipeline.storage.expiry import expire
-from pipeline.storage.filesystem import Store, open_source
-from pipeline.storage.readers import read_shard
+from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot, snapshot_numbers
+from tests.inline import FRAIL, blocks_of
 from tests.protocol.actors import Actor, Crashed, SteppedStore, current_actor
-from tests.protocol.published import FRAIL, Published, State
+from tests.protocol.published import Published, State
+
+Mutant = Callable[[], list[AbstractContextManager[Any]]]
+"""Gives what makes the protocol wrong."""
+
+ENDS = {type(None): "done", Crashed: "crashed", SnapshotConflict: "lost races"}
+"""How an actor can end; else it has failed with a PipelineError, as a source that changes under it makes it do."""
 
 
 class OneByOne:
@@ -64,11 +67,15 @@ class Work:
     is_sick: bool
     """Whether frail texts have no vector: the same for all that work on one run."""
 
+    def blocks(self, store: Store) -> Iterator[BlockReceipt]:
+        """Do it, Block by Block."""
+        return blocks_of(store, self.settings, self.shard, self.done, self.is_sick)
+
 
 class World:
     """One source, one output, and everybody who works on them."""
 
-    def __init__(self, folder: Path, counts: Counter[str]) -> None:
+    def __init__(self, folder: Path, counts: Counter[str], mutant: Mutant) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self.corpus, self.output = folder / "corpus", folder / "out"
         self.corpus.mkdir(parents=True)
@@ -77,7 +84,8 @@ class World:
         self.actors: list[Actor] = []
         self.presumed_dead: set[int] = set()
         self.given: list[Work] = []
-        self.begun: set[str] = set()
+        self.begun: dict[str, bool] = {}
+        """run_key → whether it does Shards anew."""
         self.is_sick = False
         self.sick_runs: dict[str, bool] = {}
         self.files: dict[str, tuple[dict[str, str], int]] = {}
@@ -90,7 +98,7 @@ class World:
         self.least_kept: int | None = None
         """By any expiry so far."""
         self.judged: set[int] = set()
-        self._clock, self._patches = 10**18, self._patched()
+        self._clock, self._patches = 10**18, self._patched(mutant)
 
     def kill_all(self) -> None:
         """Crash whoever is left."""
@@ -102,24 +110,25 @@ class World:
         self.kill_all()
         self._patches.close()
 
-    def _patched(self) -> ExitStack:
+    def _patched(self, mutant: Mutant) -> ExitStack:
         """Take away threads, clocks and Ray; all that decides what is written where stays as it is."""
         patches: list[AbstractContextManager[Any]] = [
             patch.object(execution, "Store", SteppedStore),
             patch.object(execution, "_encode_missing", self._encode_missing),
             patch.object(execution, "JOURNAL_SECONDS", 0.0),
+            patch.object(execution, "version", lambda package: "1"),
             patch.object(execution, "render_html", lambda report: ""),
             patch.object(plan, "fingerprint", self._fingerprint),
             patch.object(shards, "fingerprint", self._fingerprint),
             patch.object(execution, "time", self._time()),
             patch.object(stages, "time", self._time()),
-            patch.object(stages, "open_encoder", lambda *_: HashingEncoder(8)),
             patch.object(claim, "_process_identity", self._identity),
             patch.object(claim, "_start_time", self._start_time),
             patch.object(claim.Claim, "_keep_beating", lambda claim: None),
             # up to Python 3.11 one lock per class, held while an actor waits for its turn
             *(patch.object(vars(Snapshot)[name], "lock", nullcontext(), create=True) for name in ("parts", "shards")),
             *(patch.object(module, "ThreadPoolExecutor", OneByOne) for module in (have, journal, publish, expiry)),
+            *mutant(),
         ]
         stack = ExitStack()
         for one in patches:
@@ -154,7 +163,7 @@ class World:
 
     def restore(self, index: int) -> None:
         """Bring the source back to a former state, the times of its files included."""
-        former = self.history[index % len(self.history)]
+        former = self.history[index]
         for name in self.files.keys() - former.keys():
             (self.corpus / name).unlink()
         self.files = {}
@@ -194,7 +203,10 @@ class World:
     def config(self, is_strict: bool, carry: str) -> JobConfig:
         return JobConfig.model_validate(
             {
-                "source": {"uri": str(self.corpus)},
+                "source": {
+                    "uri": str(self.corpus),
+                    "duplicate_ids": "allow",
+                },  # there are none; looking for them takes time
                 "recipe": {"model": "hashing://8", "max_tokens": 64},
                 "output": {"uri": str(self.output), "rows_per_part": 2, "carry": carry},
                 "runtime": {"max_quarantined_fraction": 0.0 if is_strict else 1.0},
@@ -227,7 +239,7 @@ class World:
 
     def wake(self, work: Work) -> Actor:
         """Start a worker that a driver, perhaps long dead, had given a Shard."""
-        return self.start(lambda: list(blocks_of(SteppedStore(work.settings.output_uri), work)))
+        return self.start(lambda: list(work.blocks(SteppedStore(work.settings.output_uri))))
 
     def _encode_missing(
         self,
@@ -245,9 +257,9 @@ class World:
         works = [Work(settings, shard, plan.done_blocks(shard.shard_id), is_sick) for shard in plan.embed]
         self.given += works
         self.counts["resumed"] += plan.run_key in self.begun
-        self.begun.add(plan.run_key)
+        self.begun[plan.run_key] = bool(plan.redo)
         store = SteppedStore(config.output.uri)
-        receipts = (receipt for work in works for receipt in blocks_of(store, work))
+        receipts = (receipt for work in works for receipt in work.blocks(store))
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
         return execution._follow(receipts, sizes, journal, report, watch, 0.0)
 
@@ -259,7 +271,7 @@ class World:
             if actor.number in self.judged or not actor.is_over:
                 continue
             self.judged.add(actor.number)
-            self.counts[type(actor.error).__name__] += 1
+            self.counts[ENDS.get(type(actor.error), "failed")] += 1
             if actor.error is not None and not isinstance(actor.error, PipelineError | Crashed):
                 raise actor.error
 
@@ -274,6 +286,7 @@ class World:
                 self.published[number].check_rows(self.states[before.state if before else 0 :])
                 self.newest = number
                 self.counts["committed"] += 1
+                self.counts["requeued"] += self.begun.get(self.published[number].record.run_key, False)
         gone = sorted(self.published.keys() - set(numbers))
         assert numbers == sorted(self.published)[len(gone) :], "a snapshot came back, or one went before an older one"
         assert not gone or len(numbers) >= (self.least_kept or len(gone) + len(numbers)), "too many are gone"
@@ -282,22 +295,3 @@ class World:
             self.counts["expired"] += 1
         for published in self.published.values():
             published.check_unchanged()
-
-
-class FrailEncoder(HashingEncoder):
-    """Gives frail texts no vector."""
-
-    def encode(self, batch: Any) -> NDArray[np.float32]:
-        vectors_BD = super().encode(batch)
-        vectors_BD[batch.token_ids_T[batch.offsets_N1[:-1] + 1] == ord(FRAIL)] = np.nan
-        return vectors_BD
-
-
-def blocks_of(store: Store, work: Work) -> Iterator[BlockReceipt]:
-    """Take a Shard through the four stages, Block by Block."""
-    settings, encoder = work.settings, EncodeBlocks(work.settings)
-    if work.is_sick:
-        encoder.encoder = FrailEncoder(8)
-    for block in read_shard(work.shard, settings.columns, settings.rows_per_part, open_source, work.done):
-        tokenized = replace(block, documents=tokenize_documents(block.documents, settings))
-        yield write_block(store, work.shard, encoder.encode(work.shard, tokenized), settings)

@@ -1,0 +1,231 @@
+"""`expire`: what no kept snapshot needs goes, and nothing else; whatever it is interrupted by."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from pipeline import open_snapshot
+from pipeline.config import JobConfig
+from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
+from pipeline.execution.verify import verify
+from pipeline.storage import expiry as expiring
+from pipeline.storage.claim import Claim
+from pipeline.storage.expiry import Expiry, expire
+from pipeline.storage.filesystem import Store
+from pipeline.storage.snapshots import load_snapshot, publish_snapshot, snapshot_numbers, withdraw_snapshot
+from tests.inline import FRAIL, run_inline
+from tests.running import jobs, written_config
+
+FILES = 3
+
+
+def write(corpus: Path, file: int, day: int, frail: int = 0) -> None:
+    """Write a file of five rows; another day gives other texts."""
+    corpus.mkdir(exist_ok=True)
+    rows = [{"id": f"{file}-{row}", "text": f"{FRAIL * (row < frail)}day {day} " + "x" * 300} for row in range(5)]
+    path = corpus / f"{file}.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    os.utime(path, ns=(day * 10**9, day * 10**9))
+
+
+def config_of(corpus: Path, output: str, **runtime: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "source": {"uri": str(corpus)},
+            "recipe": {"model": "hashing://8"},
+            "output": {"uri": output, "rows_per_part": 3, "carry": runtime.pop("carry", "copy")},
+            "runtime": runtime,
+        }
+    )
+
+
+def published(corpus: Path, store: Store, days: int, **options: Any) -> None:
+    """Publish a snapshot a day; every day one file is another."""
+    for file in range(FILES):
+        write(corpus, file, 1)
+    for day in range(1, days + 1):
+        write(corpus, day % FILES, day)
+        assert run_inline(config_of(corpus, store.uri, **options)).snapshot == day
+
+
+def removed(expiry: Expiry) -> list[str]:
+    return [removal.name for removal in expiry.removals]
+
+
+def parts_of(store: Store) -> set[str]:
+    return store.files("snapshots").keys() | store.files("quarantine").keys()
+
+
+def swept(store: Store, keep: int = 2) -> Expiry:
+    """Expire as if everything were older than any grace."""
+    return expire(store, keep, math.inf, is_dry_run=False)
+
+
+def test_the_newest_snapshots_stay_whole_and_nothing_is_left_of_the_others(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=4)
+    before = [open_snapshot(store.uri, number).to_table().sort_by("id") for number in (3, 4)]
+    gone = [f"run {load_snapshot(store, number).record.run_key}" for number in (1, 2)]  # type: ignore[union-attr]
+    expiry = swept(store)
+    assert (expiry.kept, expiry.is_partial) == ((3, 4), False)
+    assert removed(expiry)[:2] == ["snapshot 1", "snapshot 2"]
+    assert snapshot_numbers(store) == [3, 4]
+    for number, rows in zip((3, 4), before, strict=True):
+        snapshot = open_snapshot(store.uri, number)
+        assert snapshot.to_table().sort_by("id").equals(rows)
+        assert verify(snapshot).is_sound
+    everything = store.files("_meta").keys() | parts_of(store) | store.files("reports").keys()
+    assert not [key for key in everything for run in gone if run.removeprefix("run ") in key]
+    with pytest.raises(StorageError, match="snapshot 1 is not published"):
+        open_snapshot(store.uri, 1)
+
+
+def test_numbers_go_on_after_an_expiry(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=3)
+    swept(store, keep=1)
+    assert run_inline(config_of(tmp_path / "corpus", store.uri)).outcome == "nothing_to_do"
+    write(tmp_path / "corpus", 0, 9)
+    report = run_inline(config_of(tmp_path / "corpus", store.uri))
+    assert (report.snapshot, report.embedded, report.reused) == (4, 5, 10)
+
+
+def test_a_withdrawn_number_cannot_be_published_again(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=2)
+    first = load_snapshot(store, 1)
+    assert first is not None
+    withdraw_snapshot(store, 1)
+    with pytest.raises(SnapshotConflict, match="snapshot 1"):
+        publish_snapshot(store, first.record, [], [])
+    assert snapshot_numbers(store) == [2]
+
+
+def test_what_is_younger_than_the_grace_stays(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=2)
+    before = store.files("_meta").keys()
+    expiry = expire(store, 1, older_than=0.0, is_dry_run=False)
+    assert (expiry.kept, expiry.removals) == ((1, 2), ())
+    assert before <= store.files("_meta").keys()
+
+
+def test_a_dry_run_says_what_would_go_and_touches_nothing(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=3)
+    before = [store.files(top) for top in ("_meta", "snapshots", "reports")]
+    expiry = expire(store, 1, math.inf, is_dry_run=True)
+    assert [store.files(top) for top in ("_meta", "snapshots", "reports")] == before
+    assert expiry.removals == swept(store, keep=1).removals
+    assert all(removal.files and removal.size_bytes for removal in expiry.removals)
+
+
+def test_parts_that_a_kept_snapshot_refers_to_stay_and_their_neighbours_go(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=3, carry="reference")
+    first, newest = open_snapshot(local.uri, 1), open_snapshot(local.uri)
+    parts = first.parts.num_rows
+    swept(local, keep=1)
+    assert verify(newest).is_sound
+    left = {path for path in parts_of(local) if first.record.folder in path}
+    assert 0 < len(left) < parts
+    assert newest.to_table().num_rows == 5 * FILES
+
+
+def dead_run(corpus: Path, output: str) -> None:
+    """Leave what a run leaves that may not publish."""
+    write(corpus, 0, 99, frail=1)
+    with pytest.raises(ReconciliationError):
+        run_inline(config_of(corpus, output, max_quarantined_fraction=0.0), is_sick=True)
+
+
+def test_what_dead_runs_have_left_goes(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=1)
+    before = parts_of(store) | store.files("_meta/runs").keys()
+    dead_run(tmp_path / "corpus", store.uri)
+    assert parts_of(store) - before
+    swept(store)
+    assert parts_of(store) | store.files("_meta/runs").keys() == before
+
+
+def test_what_unfinished_runs_have_left_stays_while_a_run_holds_the_output(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=2)
+    dead_run(tmp_path / "corpus", local.uri)
+    with Claim(local, 3):
+        expiry = swept(local, keep=1)
+    assert (removed(expiry), expiry.is_partial) == (["snapshot 1"], True)
+    assert run_inline(config_of(tmp_path / "corpus", local.uri, max_quarantined_fraction=1.0)).reused == 14
+
+
+def test_what_is_not_of_this_pipelines_making_stays(tmp_path: Path, store: Store) -> None:
+    published(tmp_path / "corpus", store, days=1)
+    strangers = ["snapshots/notes.txt", "snapshots/mine/a.parquet", "_meta/other/b", "reports/weekly.html"]
+    for key in strangers:
+        store.put(key, b"mine")
+    swept(store)
+    assert all(store.read(key) == b"mine" for key in strangers)
+
+
+def test_temporary_files_of_writers_that_died_go(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=1)
+    local.put("_meta/tmp/0123", b"half a part")
+    assert "_meta/tmp/0123" in removed(swept(local))
+    assert local.files("_meta/tmp") == {}
+
+
+class Killed(BaseException):
+    """The process is dead."""
+
+
+def dying_after(operation: Callable[..., None], calls: int) -> Callable[..., None]:
+    """Return the operation, as of a process that dies when it has been called so often."""
+    left = iter(range(calls))
+
+    def called(*arguments: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
+        operation(*arguments)
+
+    return called
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3, 5, 8, 13])
+def test_an_expiry_that_dies_leaves_every_snapshot_whole_and_the_next_one_finishes(
+    tmp_path: Path, local: Store, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    published(tmp_path / "corpus", local, days=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(expiring, "REMOVERS", 1)
+        patch.setattr(local, "delete", dying_after(local.delete, calls))
+        with pytest.raises(Killed):
+            swept(local, keep=1)
+    for number in snapshot_numbers(local):
+        assert verify(open_snapshot(local.uri, number)).is_sound
+    assert run_inline(config_of(tmp_path / "corpus", local.uri)).outcome == "nothing_to_do"
+    swept(local, keep=1)
+    newest = open_snapshot(local.uri)
+    assert parts_of(local) == {f"snapshots/{newest.record.folder}/{path}" for path in newest.parts["path"].to_pylist()}
+    assert local.folders("_meta/runs") == [newest.record.run_key]
+    assert local.folders("snapshots") == [newest.record.folder]
+
+
+def test_the_command_says_what_goes_and_keeps_what_the_config_says(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=3)
+    output = {"uri": local.uri, "keep_snapshots": 2}
+    recipe = {"model": "hashing://8"}
+    path = written_config(tmp_path / "job.yaml", source={"uri": str(tmp_path / "corpus")}, recipe=recipe, output=output)
+    would = jobs("expire", path, "--dry-run", "--grace-hours", "0", "--json")
+    assert (would.code, would.report["kept"], would.report["dry_run"]) == (0, [2, 3], True)
+    assert would.report["removed"][0]["name"] == "snapshot 1"
+    assert snapshot_numbers(local) == [1, 2, 3]
+    assert "0 files" in jobs("expire", path).stdout  # all of it is younger than a day
+    done = jobs("expire", local.uri, "--keep", "1", "--grace-hours", "0")
+    assert done.code == 0
+    assert "removed\n  snapshot 1: " in done.stdout
+    assert "1 snapshot kept: 3" in done.stdout
+    assert snapshot_numbers(local) == [3]
+
+
+def test_the_newest_snapshot_cannot_be_asked_away(tmp_path: Path) -> None:
+    finished = jobs("expire", str(tmp_path), "--keep", "0")
+    assert finished.code == 2
+    assert "the newest snapshot always stays" in finished.stderr
