@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +91,11 @@ def test_the_identity_without_rights_is_refused_to_read_and_to_list(s3: LocalS3,
 def test_a_bucket_that_nobody_created_is_missing(s3: LocalS3) -> None:
     with pytest.raises(FileNotFoundError):
         s3.filesystem().pipe_file("nobody-made-this/a", b"1")
+
+
+def test_there_is_room_for_a_bucket_per_test_whatever_disk_is_free(own_s3: LocalS3) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{own_s3._ports['master.port']}/dir/status") as answer:
+        assert json.load(answer)["Topology"]["Max"] == 1000
 
 
 @pytest.mark.parametrize("end", [LocalS3.stop, LocalS3.kill], ids=["stop", "kill"])

@@ -68,6 +68,7 @@ def weed_arguments(store: Path, config: Path, ports: dict[str, int]) -> list[str
         "master.telemetry": "false",
         "master.resumeState": "false",  # it is alone: with nothing to resume it leads at once, not after 5 s
         "volume.preStopSeconds": 0,
+        "volume.max": 1000,  # else free disk by volume size: with 75 GB free, the 76th bucket is answered 500
         "webdav": "false",
         "admin.ui": "false",
         "s3.config": config,
