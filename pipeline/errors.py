@@ -6,6 +6,7 @@ PipelineError                exit 1   anything below; the message alone must be 
 ├── EncoderError             exit 1   mend the model folder, or the device it runs on
 │   └── SickDevice           exit 1   a device fails on good texts; another process or node may do better
 ├── StorageError             exit 1   the output store refused, lost or changed something
+│   └── AttemptsDiffer       exit 1   two attempts at one Block set other rows aside; run again, in a fresh folder
 ├── SnapshotConflict         exit 3   another run holds or published the output; run again
 └── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
 """
@@ -41,6 +42,10 @@ class SickDevice(EncoderError):
 
 class StorageError(PipelineError):
     """The output cannot be written, or holds something it must not."""
+
+
+class AttemptsDiffer(StorageError):
+    """Two attempts at one Block, both right, have put other rows aside; the folder of the run holds some of each."""
 
 
 class SnapshotConflict(PipelineError):

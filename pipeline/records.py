@@ -30,6 +30,7 @@ class Reason(StrEnum):
     UNREADABLE_STRETCH = "unreadable_stretch"
     AMBIGUOUS_COLUMN = "ambiguous_column"
     NOT_FINITE = "not_finite"
+    TOKENIZE_FAILED = "tokenize_failed"
     ENCODE_FAILED = "encode_failed"
     KILLS_PROCESS = "kills_process"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import encode_packed
 from pipeline.execution.attempts import MAX_DEATHS, MAX_STRIKES, Attempts, Work, marked
-from pipeline.execution.isolated import IsolatedEncoder, survivors
+from pipeline.execution.isolated import IsolatedEncoder, in_halves, survivors
 from pipeline.isolation import Isolated, ProcessDied
 from pipeline.records import Shard, SourceFile, Span, TokenBatch
 
@@ -53,6 +53,14 @@ def test_a_node_is_left_out_after_three_strikes_and_another_is_not() -> None:
         assert book.strike(f"error {strike}", "node-1") == (strike < MAX_STRIKES)
     assert book.strike("error", "node-2")
     assert book.excluded() == {"node-1": "error 3"}
+
+
+def test_a_node_on_which_a_fresh_encoder_works_has_its_strikes_back() -> None:
+    book = Attempts()
+    for _ in range(10):
+        assert book.strike("error", "node-1")
+        book.forgive("node-1")
+    assert book.excluded() == {}
 
 
 def test_the_smallest_budget_that_was_learnt_holds_for_all() -> None:
@@ -146,3 +154,21 @@ def test_rows_that_kill_are_told_by_position_and_the_others_keep_their_order() -
     tables, deadly = survivors(pa.table({"n": [1, 2, DEADLY, 4, 5, DEADLY]}), _doubling)
     assert deadly.tolist() == [2, 5]
     assert pa.concat_tables(tables)["n"].to_pylist() == [2, 4, 8, 10]
+
+
+def _never() -> Callable[[pa.Table], pa.Table]:
+    os._exit(139)
+
+
+def test_no_row_is_put_aside_if_the_child_dies_without_any() -> None:
+    with pytest.raises(ProcessDied):
+        survivors(pa.table({"n": [1, 2, 3]}), _never)
+
+
+def test_a_row_on_which_a_function_raises_is_found_and_the_others_keep_their_order() -> None:
+    def reciprocal(rows: pa.Table) -> pa.Table:
+        return pa.table({"n": pa.array([12 // number for number in rows["n"].to_pylist()], pa.int64())})
+
+    tables, bad = in_halves(pa.table({"n": pa.array([1, 2, 0, 4, 0], pa.int64())}), reciprocal, ZeroDivisionError)
+    assert bad.tolist() == [2, 4]
+    assert pa.concat_tables(tables)["n"].to_pylist() == [12, 6, 3]

@@ -49,7 +49,7 @@ def _encode_missing(
         todo = {
             "shard": [orjson.dumps(shard.to_json())],
             "done_blocks": pa.array([sorted(plan.done_blocks(shard.shard_id))], pa.list_(pa.int64())),
-            "dropped": pa.array([[] if dropped is None else dropped.tolist()], pa.list_(pa.int64())),
+            "dropped": pa.array([b"" if dropped is None else dropped.tobytes()], pa.binary()),
         }
         for read in read_blocks(pa.table(todo), settings):
             for tokenised in tokenize_blocks(read, settings):

@@ -89,6 +89,10 @@ class Attempts:
         self.errors[node] = error
         return node != ALONE and self.strikes[node] < MAX_STRIKES
 
+    def forgive(self, node: str = ALONE) -> None:
+        """Note that a fresh encoder works on this node: what failed before was that process, not the node."""
+        self.strikes.pop(node, None)
+
     def lower(self, batch_tokens: int) -> None:
         """Note a budget that a device can bear, for all encoders of the run."""
         self.batch_tokens = min(batch_tokens, self.batch_tokens or batch_tokens)
@@ -133,6 +137,11 @@ class RemoteAttempts:
         logger.warning("event=encoder_sick host=%s node=%s error=%s", socket.gethostname(), node, error)
         may_try: bool = self._ask("strike", False, f"{socket.gethostname()}: {error}", node)
         return may_try
+
+    def forgive(self) -> None:
+        import ray
+
+        self._book.forgive.remote(ray.get_runtime_context().get_node_id())
 
     def lower(self, batch_tokens: int) -> None:
         self._book.lower.remote(batch_tokens)

@@ -57,7 +57,7 @@ class Shares:
     encoder_threads: int
     """CPU threads of a forward pass; 0 on a GPU."""
     stage_cpus: float
-    """CPUs that a reading or writing worker reserves; a tokenising one takes a little more (see `run_stages`)."""
+    """CPUs that a reading or writing worker reserves; a tokenising one takes a little more (see `stream_blocks`)."""
 
 
 def start_ray(runtime: Runtime) -> list[str]:

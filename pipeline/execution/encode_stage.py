@@ -66,6 +66,7 @@ class EncodeBlocks:
             self.settings.attempts.lower(self.batch_tokens)
         passed = np.flatnonzero(encoded.done_N & (tokens.lengths_N > 0))
         if self.witness is None and len(passed):
+            self.settings.attempts.forgive()
             self.witness = take(tokens, passed[-1:])
         return encoded
 

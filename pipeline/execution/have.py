@@ -35,8 +35,9 @@ def find_have(
     have = _from_snapshot(parent, wanted - redone.keys()) if parent else {}
     published = _published_runs(store) if parent else set()
     runs = [key for key in store.folders("_meta/runs") if key not in published]
-    found = {key: _from_journal(store, key, wanted - have.keys()) for key in runs}
-    for shard_id in sorted(wanted - have.keys()):
+    missing = wanted - have.keys()
+    found = {key: _from_journal(store, key, missing) for key in runs} if missing else {}
+    for shard_id in sorted(missing):
         keys = [redone[shard_id]] if shard_id in redone else runs
         held = {key: blocks for key in keys if (blocks := found.get(key, {}).get(shard_id))}
         whole = {key: blocks for key, blocks in held.items() if is_complete(blocks)}

@@ -51,34 +51,63 @@ def _encode_of(open_encoder: Callable[[], Encoder]) -> Callable[[TokenBatch], ND
 def survivors(
     rows: pa.Table, build: Callable[[], Callable[[pa.Table], pa.Table]]
 ) -> tuple[list[pa.Table], NDArray[np.int64]]:
-    """Apply a function to all rows that do not kill its process.
+    """Apply a function, in a child process, to all rows that do not kill it.
 
     Args:
         rows: N rows.
-        build: makes the function, in the child process.
+        build: makes the function, in the child.
 
     Returns:
-        What it gave, in the order of the rows, and the positions of those that killed it, ascending.
+        As `in_halves`.
+
+    Raises:
+        ProcessDied: the child dies even without a row: it is not the rows.
     """
     child = Isolated(build)
+
+    def patient(part: pa.Table) -> pa.Table:
+        try:
+            return child(part)
+        except ProcessDied:
+            if part.num_rows > 1:
+                raise
+        return child(part)  # a single row must kill twice: the first death may have had another cause
+
+    try:
+        return in_halves(rows, patient, ProcessDied)
+    finally:
+        child.close()
+
+
+def in_halves(
+    rows: pa.Table, function: Callable[[pa.Table], pa.Table], fault: type[Exception]
+) -> tuple[list[pa.Table], NDArray[np.int64]]:
+    """Apply a function to all rows it does not fail on, by halving what it fails on.
+
+    Args:
+        rows: N rows.
+        function: must bear being given no row at all.
+        fault: what it raises for a bad row.
+
+    Returns:
+        What it gave, in the order of the rows (that for no row comes last), and the positions of the bad ones,
+        ascending.
+
+    Raises:
+        fault: it fails even without a row: it is not the rows.
+    """
     results: list[pa.Table] = []
-    deadly: list[int] = []
+    bad: list[int] = []
     pending = [(0, rows.num_rows)]
-    tried_twice = False
     while pending:
         start, end = pending.pop()
         try:
-            results.append(child(rows.slice(start, end - start)))
-            tried_twice = False
-        except ProcessDied:
-            middle = (start + end) // 2
+            results.append(function(rows.slice(start, end - start)))
+        except fault:
             if end - start > 1:
+                middle = (start + end) // 2
                 pending += [(middle, end), (start, middle)]
-            elif tried_twice:
-                deadly.append(start)
-                tried_twice = False
             else:
-                pending.append((start, end))
-                tried_twice = True
-    child.close()
-    return results, np.array(deadly, np.int64)
+                function(rows.slice(0, 0))
+                bad.append(start)
+    return results or [function(rows.slice(0, 0))], np.array(bad, np.int64)

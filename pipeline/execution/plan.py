@@ -32,6 +32,8 @@ class Plan:
     """Of the Snapshot to publish: the parent's plus one."""
     parent: Snapshot | None
     run_key: str
+    next_run_key: str
+    """Of the round that follows if this one cannot be finished in its folder."""
     model: ModelReference
     recipe_fingerprint: str
     layout: dict[str, Any]
@@ -103,6 +105,7 @@ def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -
         number=number,
         parent=parent,
         run_key=fingerprint(identity),
+        next_run_key=round_key(identity, 1),
         model=model,
         recipe_fingerprint=recipe,
         layout=layout,
@@ -120,24 +123,26 @@ def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -
 def _in_rounds(store: Store, plan: Plan, identity: list[JsonValue], retry: Collection[Reason]) -> Plan:
     """Return the Plan of the round that is to be worked on: the one that was begun, a new one, or none."""
     rounds = read_rounds(store, identity)
-    current = _subtract(store, plan, rounds)
+    current = _subtract(store, plan, identity, rounds)
     if not retry:
-        plain = _subtract(store, plan, []) if rounds else current
+        plain = _subtract(store, plan, identity, []) if rounds else current
         return plain if plain.is_done else current
     is_unfinished = any(shard.shard_id in current.redo for shard in current.embed)
     redo = quarantined(current.carried, retry)
     if is_unfinished or not redo:
         return current
-    return _subtract(store, plan, [*rounds, Round(round_key(identity, len(rounds) + 1), redo)])
+    return _subtract(store, plan, identity, [*rounds, Round(round_key(identity, len(rounds) + 1), redo)])
 
 
-def _subtract(store: Store, plan: Plan, rounds: Sequence[Round]) -> Plan:
+def _subtract(store: Store, plan: Plan, identity: list[JsonValue], rounds: Sequence[Round]) -> Plan:
     """Return the Plan without what earlier runs have done; of a Shard done anew its last round's word counts."""
     run_key = rounds[-1].run_key if rounds else plan.run_key
+    next_run_key = round_key(identity, len(rounds) + 1)
     redone = {shard_id: one.run_key for one in rounds for shard_id in one.redo}
     carried = find_have(store, plan.parent, {shard.shard_id for shard in plan.wanted}, run_key, redone)
     embed = tuple(shard for shard in plan.wanted if not is_complete(carried.get(shard.shard_id, ())))
-    return replace(plan, run_key=run_key, carried=carried, embed=embed, redo=rounds[-1].redo if rounds else {})
+    redo = rounds[-1].redo if rounds else {}
+    return replace(plan, run_key=run_key, next_run_key=next_run_key, carried=carried, embed=embed, redo=redo)
 
 
 def _without_repeats(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
+from pipeline.errors import AttemptsDiffer, ReconciliationError, SnapshotConflict, StorageError
 from pipeline.execution.duplicates import check_ids
 from pipeline.execution.have import Carried
 from pipeline.execution.metrics import RunReport
@@ -144,11 +144,21 @@ def _check_folders(plan: Plan, store: Store, parts: list[tuple[str, Part]]) -> N
         found |= store.files(f"snapshots/{folder}") | store.files(f"quarantine/{folder}")
     wrong = [key for key, size in expected.items() if key not in found or found[key].size_bytes != size]
     strays = [key for key in found if key not in expected and key.split("/")[1] == plan.folder]
+    if not wrong and strays and all(_is_of(plan, key) for key in strays):
+        raise AttemptsDiffer(
+            f"{store.uri}: {len(strays)} files are of attempts that have set other rows aside than the ones that count "
+            f"(for instance {strays[0]}). What was encoded is kept; run again to publish it from a fresh folder"
+        )
     if wrong or strays:
         raise ReconciliationError(
             f"{store.uri}: {len(wrong)} Parts are missing or of another size, {len(strays)} files belong to nobody "
             f"(for instance {(wrong + strays)[0]}); nothing was published"
         )
+
+
+def _is_of(plan: Plan, key: str) -> bool:
+    """Whether a file is named as a Part of this Plan."""
+    return key.rpartition("/")[2].partition("-")[0] in {shard.shard_id for shard in plan.wanted}
 
 
 def _record(

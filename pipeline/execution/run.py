@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.errors import PipelineError, SnapshotConflict, StorageError
+from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, StorageError
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
@@ -93,6 +93,8 @@ def run(config: JobConfig, watch: Watcher, retry: Collection[Reason] = ()) -> Ru
         report.outcome, report.error = "failed", str(error)
         report.seconds["total"] = time.perf_counter() - started
         error.report = report
+        if isinstance(error, AttemptsDiffer):
+            _record_plan(store, plan, plan.next_run_key)
         if not isinstance(error, SnapshotConflict | StorageError):  # the output is another's, or out of reach
             _save_report(store, report)
         raise
@@ -108,7 +110,7 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
     with Claim(store, plan.number) as claim:
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
-        planned_at = _record_plan(store, plan)
+        planned_at = _record_plan(store, plan, plan.run_key)
         journal = _open_journal(store, plan, claim)
         description = describe(plan.model)
         output_dimension(config, description)
@@ -141,8 +143,8 @@ def _open_journal(store: Store, plan: Plan, claim: Claim) -> Journal:
     return journal
 
 
-def _record_plan(store: Store, plan: Plan) -> pa.Scalar:
-    """Write down the plan of this run, once; return when it was first planned.
+def _record_plan(store: Store, plan: Plan, run_key: str) -> pa.Scalar:
+    """Write down the plan of this run, once, or that of its next round; return when it was first planned.
 
     A resumed run stamps its rows with the time of the first attempt, so that it matters to no row who wrote it.
     """
@@ -156,7 +158,7 @@ def _record_plan(store: Store, plan: Plan) -> pa.Scalar:
     table = pa.table(rows, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"planned_at": str(now)}), sink, compression="zstd")
-    found = store.put_new(f"_meta/runs/{plan.run_key}/plan.parquet", sink.getvalue().to_pybytes())
+    found = store.put_new(f"_meta/runs/{run_key}/plan.parquet", sink.getvalue().to_pybytes())
     if found is not None:
         if planned_redo(found) != plan.redo:
             raise SnapshotConflict(f"{store.uri}: another requeue has begun meanwhile; run again to go on with it")
@@ -190,7 +192,7 @@ def _encode_missing(
         settings = replace(settings, attempts=attempts)
         nothing = np.empty(0, np.int64)
         todo = [
-            Todo(shard, plan.done_blocks(shard.shard_id), tuple(plan.dropped.get(shard.shard_id, nothing).tolist()))
+            Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
             for shard in plan.embed
         ]
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}

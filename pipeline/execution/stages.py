@@ -13,13 +13,14 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings, one_array
 from pipeline.encoder.packed import only
 from pipeline.errors import SourceError
 from pipeline.execution.attempts import Attempts, Verdict, marked
 from pipeline.execution.encode_stage import EncodeBlocks
-from pipeline.execution.isolated import survivors
+from pipeline.execution.isolated import in_halves, survivors
 from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.execution.travelling import from_rows, positions, quarantined, to_row
@@ -74,15 +75,15 @@ def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
     columns = (batch[name].to_pylist() for name in ("shard", "done_blocks", "dropped"))
     for shard_json, done, dropped in zip(*columns, strict=True):
         shard = Shard.from_json(orjson.loads(shard_json))
-        counted = CountedOpener()
-        blocks = read_shard(shard, settings.columns, settings.rows_per_part, counted, frozenset(done))
-        for number in itertools.count():
+        counted, done_blocks = CountedOpener(), frozenset(done)
+        blocks = read_shard(shard, settings.columns, settings.rows_per_part, counted, done_blocks)
+        for number in (number for number in itertools.count() if number not in done_blocks):
             with marked(settings.attempts, "read", shard, number) as verdict:
                 _check_readable(shard, verdict)
                 block = next(blocks, None)
             if block is None:
                 break
-            block = _without_dropped(block, dropped)
+            block = _without_dropped(block, np.frombuffer(dropped, np.int64))
             yield to_row(shard, replace(block, metrics=block.metrics | {"source_bytes": counted.taken()}))
 
 
@@ -95,12 +96,13 @@ def _check_readable(shard: Shard, verdict: Verdict) -> None:
         )
 
 
-def _without_dropped(block: Block, dropped: list[int]) -> Block:
-    """Return the Block without the documents at these positions; how many there were goes along with it."""
-    if not dropped:
+def _without_dropped(block: Block, dropped_R: NDArray[np.int64]) -> Block:
+    """Return the Block without the documents at these positions, ascending; how many there were goes along with it."""
+    if not len(dropped_R) or not block.documents.num_rows:
         return block
-    stays = pc.invert(pc.is_in(positions(block.documents), value_set=pa.array(dropped, pa.int64())))
-    documents = block.documents.filter(stays)
+    positions_N = one_array(positions(block.documents)).to_numpy()
+    nearest_N = np.minimum(np.searchsorted(dropped_R, positions_N), len(dropped_R) - 1)
+    documents = block.documents.filter(pa.array(dropped_R[nearest_N] != positions_N))
     left_out = float(block.documents.num_rows - documents.num_rows)
     return replace(block, documents=documents, metrics=block.metrics | {"deduplicated": left_out})
 
@@ -110,20 +112,26 @@ def tokenize_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Tab
     for shard, block in from_rows(batch):
         started = time.perf_counter()
         with marked(settings.attempts, "tokenize", shard, block.number) as verdict:
-            if verdict.is_deadly:
-                block = tokenize_survivors(shard, block, settings)
-            else:
-                block = replace(block, documents=tokenize_documents(block.documents, settings))
+            block = (tokenize_survivors if verdict.is_deadly else tokenize)(shard, block, settings)
         metrics = block.metrics | _token_metrics(block.documents)
         metrics["tokenize_seconds"] = time.perf_counter() - started
         yield to_row(shard, replace(block, metrics=metrics))
+
+
+def tokenize(shard: Shard, block: Block, settings: StageSettings) -> Block:
+    """Tokenise a Block; rows on which the tokenizer fails go to quarantine."""
+    tables, failed = in_halves(block.documents, partial(tokenize_documents, settings=settings), Exception)
+    if len(failed):
+        error = "the tokenizer fails on this text alone"
+        block = quarantined(shard, block, block.documents.take(pa.array(failed)), Reason.TOKENIZE_FAILED, error)
+    return replace(block, documents=pa.concat_tables(tables))
 
 
 def tokenize_survivors(shard: Shard, block: Block, settings: StageSettings) -> Block:
     """Tokenise a Block that has killed its workers; the rows that do it go to quarantine."""
     build = partial(_tokenizing, replace(settings, attempts=Attempts()))
     tables, deadly = survivors(block.documents, build)
-    documents = pa.concat_tables([*tables, tokenize_documents(block.documents.slice(0, 0), settings)])
+    documents = pa.concat_tables(tables)
     if len(deadly):
         error = "tokenising this text alone ends its process"
         block = quarantined(shard, block, block.documents.take(pa.array(deadly)), Reason.KILLS_PROCESS, error)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import orjson
 import ray
 import ray.data
 import ray.exceptions
+from numpy.typing import NDArray
 
 from pipeline import errors
 from pipeline.config import Runtime
@@ -45,7 +47,7 @@ class Todo:
     shard: Shard
     done_blocks: frozenset[int]
     """Blocks that need no work."""
-    dropped: tuple[int, ...] = ()
+    dropped: NDArray[np.int64]
     """Rows to leave out, by their position in the Shard, ascending: their id stands elsewhere before."""
 
 
@@ -106,7 +108,11 @@ def stream_blocks(
         PipelineError: what a stage has raised, as it was raised.
     """
     rows = [
-        {"shard": orjson.dumps(one.shard.to_json()), "done_blocks": sorted(one.done_blocks), "dropped": one.dropped}
+        {
+            "shard": orjson.dumps(one.shard.to_json()),
+            "done_blocks": sorted(one.done_blocks),
+            "dropped": one.dropped.tobytes(),
+        }
         for one in todo
     ]
     options: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}

@@ -58,8 +58,12 @@ def positions(documents: pa.Table) -> pa.Array:
 
 
 def quarantined(shard: Shard, block: Block, documents: pa.Table, reason: Reason, error: str) -> Block:
-    """Return the Block with these documents added to its quarantine (chunks count once, by their first)."""
-    if "chunk" in documents.column_names:
+    """Return the Block with these documents added to its quarantine.
+
+    Of a document in chunks the first one stands there, which does not tell size and hash of the whole.
+    """
+    is_whole = "chunk" not in documents.column_names
+    if not is_whole:
         documents = documents.filter(pc.equal(documents["chunk"], 0))
     why = Bad(reason, error)
     columns = (documents[name] for name in (SPAN, ROW, BYTE_OFFSET, "id", TEXT))
@@ -68,4 +72,8 @@ def quarantined(shard: Shard, block: Block, documents: pa.Table, reason: Reason,
         for span, row, byte_offset, id, text in zip(*(column.to_pylist() for column in columns), strict=True)
     ]
     added = pa.Table.from_batches([quarantine_of(entries)])
+    for name in () if is_whole else ("raw_bytes", "raw_hash"):
+        index = added.schema.get_field_index(name)
+        field = added.schema.field(index)
+        added = added.set_column(index, field, pa.nulls(len(entries), field.type))
     return replace(block, quarantine=pa.concat_tables([block.quarantine, added]))

@@ -107,8 +107,11 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
         if snapshot := load_snapshot(store, number):
             keys = [*snapshot.record.tables.values(), *groups.pop(f"run {snapshot.record.run_key}", [])]
             removals.append(_removal(f"snapshot {number}", number, keys, found))
+    # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
+    unfinished = {name for name in groups if name.startswith("run ") and name not in kept_runs}
+    spared = unfinished if any(young.intersection(groups[name]) for name in unfinished) else set()
     for name, keys in groups.items() if with_leftovers else ():
-        if name not in kept_runs and not young.intersection(keys):
+        if name not in kept_runs | spared and not young.intersection(keys):
             removals.append(_removal(name, None, keys, found))
     return Expiry(tuple(kept), tuple(removals), not with_leftovers)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.arrow import utf8_view
-from pipeline.errors import StorageError
+from pipeline.errors import AttemptsDiffer, StorageError
 from pipeline.fingerprint import content_hash
 from pipeline.records import Part
 from pipeline.storage.faults import patiently, told_as
@@ -159,6 +159,12 @@ def _adopt(part: Part, found: bytes, own: Mapping[str, Any], uri: str) -> Part:
         raise StorageError(f"{uri} exists and is no Parquet file; remove it and run again") from error
     theirs = read_metadata(footer.metadata or {})
     differing = [key for key in ("fingerprint", "shard", "block", "content_hash") if theirs.get(key) != own.get(key)]
+    if differing == ["content_hash"]:
+        raise AttemptsDiffer(
+            f"{uri} exists with other rows: an earlier attempt at this Block has set other rows aside than this one "
+            "(what fails in an encoder can fail by chance). What was encoded is kept; run again to go on in a fresh "
+            "folder"
+        )
     if differing or footer.num_rows != part.rows:
         raise StorageError(
             f"{uri} exists with other rows ({', '.join(differing) or 'row count'} differ); it was not written by this "
