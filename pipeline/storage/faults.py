@@ -166,7 +166,7 @@ def patiently(
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(may_pass),
         wait=WAIT,
-        stop=tenacity.stop_after_delay(deadline_seconds),
+        stop=tenacity.stop_before_delay(deadline_seconds),
         before_sleep=_count_retry,
         reraise=True,
     )
