@@ -1,6 +1,7 @@
 """`embed`: bring an output up to date with its source, or with --dry-run only say what that would take."""
 
 import argparse
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def embed(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = frozens
     from pipeline.execution import run as execution
     from pipeline.execution.report import report_json
 
-    with Progress("auto") as progress:
+    # Ray prints what befalls workers and nodes on stdout, which belongs to the report
+    with Progress("auto") as progress, contextlib.redirect_stdout(sys.stderr):
 
         def watch(update: execution.Progress) -> None:
             if update.phase != progress.status.phase:

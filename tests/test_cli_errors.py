@@ -4,11 +4,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.__main__ import main
 from jobs.demo.local_s3 import LocalS3
+from pipeline.errors import PipelineError
 from tests.running import Finished, embed, jobs, written_config
 
 
@@ -171,3 +174,17 @@ def test_a_dry_run_touches_nothing_and_prints_one_object(tmp_path: Path, corpus:
 def assert_no_secret(s3: LocalS3, text: str) -> None:
     for identity in (s3.admin, s3.read_only, s3.without_rights):
         assert identity.secret_key not in text
+
+
+def test_what_ray_prints_meanwhile_does_not_stand_beside_the_json(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object) -> None:
+        print("(raylet) A worker died or was killed while executing a task by an unexpected system error.")
+        raise PipelineError("ended")
+
+    monkeypatch.setattr("pipeline.execution.run.run", run)
+    assert main(["embed", config(tmp_path, corpus, tmp_path / "out"), "--json"]) == 1
+    said = capsys.readouterr()
+    assert orjson.loads(said.out) == {"outcome": "failed", "error": "ended"}
+    assert "(raylet)" in said.err
