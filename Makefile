@@ -8,7 +8,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format bench clean $(VENV)
+.PHONY: help venv demo test chaos check format bench clean $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: $(STAMP) ## fetch a model and reviews, start an S3 server, embed S3 to S3,
 
 test: $(STAMP) ## run the tests; choose with ARGS='-k journal'
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## kill, freeze and deceive everything, 200 kills (an hour); repeat a round with ARGS='--seed 7 --kills 20'
+	@$(BIN)/python -m pytest -m chaos --kills 200 $(ARGS)
 
 check: $(STAMP) ## ruff, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

@@ -58,3 +58,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def local(tmp_path: Path) -> Store:
     """A fresh output on disk."""
     return Store(str(tmp_path / "out"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say how much is destroyed; the rest of the chaos suite is in tests/chaos."""
+    parser.addoption("--kills", type=int, default=8, help="how many kills the chaos suite carries out (%(default)s)")
+    parser.addoption("--seed", type=int, default=20261124, help="of its first round of kills (%(default)s)")

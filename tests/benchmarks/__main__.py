@@ -9,15 +9,22 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import data_plane, ids, overhead
+from tests.benchmarks import data_plane, faults, ids, overhead
 
 
 def main() -> None:
     """Run what was asked for and print each line as it is known."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=["data-plane", "overhead", "ids"], help="one of them (default: all)")
-    parser.add_argument("--rounds", type=int, help="repetitions (default: 3 of the data plane, 2 of the overhead)")
-    parser.add_argument("--rows", type=int, default=17_410, help="reviews of the overhead benchmark (%(default)s)")
+    parser.add_argument(
+        "--only", choices=["data-plane", "overhead", "faults", "ids"], help="one of them (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, help="repetitions (default: 3 of the data plane, 2 of the others)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=17_410,
+        help="reviews of the overhead, a fifth for the faults (%(default)s)",
+    )
     options = parser.parse_args()
     folder = Path(".bench").resolve()
     folder.mkdir(exist_ok=True)
@@ -28,6 +35,8 @@ def main() -> None:
         lines += _shown(data_plane.measure(folder, options.rounds or 3))
     if options.only in (None, "overhead"):
         lines += _shown(overhead.measure(folder, options.rounds or 2, options.rows))
+    if options.only in (None, "faults"):
+        lines += _shown(faults.measure(folder, options.rounds or 2, options.rows // 5))
     result = {"measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": _machine()}
     (folder / "results.json").write_text(json.dumps(result | {"results": lines}, indent=2), encoding="utf-8")
     print(f"\nkept in {folder / 'results.json'}")
