@@ -118,6 +118,8 @@ def test_a_dry_run_says_what_would_go_and_touches_nothing(tmp_path: Path, store:
     assert [store.files(top) for top in ("_meta", "snapshots", "reports")] == before
     assert expiry.removals == swept(store, keep=1).removals
     assert all(removal.files and removal.size_bytes for removal in expiry.removals)
+    keys = [key for removal in expiry.removals for key in (*removal.first, *removal.rest)]
+    assert len(keys) == len(set(keys))
 
 
 def test_parts_that_a_kept_snapshot_refers_to_stay_and_their_neighbours_go(tmp_path: Path, local: Store) -> None:

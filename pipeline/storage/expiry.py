@@ -105,7 +105,8 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
     removals: list[Removal] = []
     for number in sorted(set(numbers) - set(kept)):
         if snapshot := load_snapshot(store, number):
-            keys = [*snapshot.record.tables.values(), *groups.pop(f"run {snapshot.record.run_key}", [])]
+            own = [*snapshot.record.tables.values(), f"run {snapshot.record.run_key}"]
+            keys = [key for name in own for key in groups.pop(name, [])]
             removals.append(_removal(f"snapshot {number}", number, keys, found))
     # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
     unfinished = {name for name in groups if name.startswith("run ") and name not in kept_runs}
