@@ -15,9 +15,11 @@ from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
 from pipeline.execution.verify import verify
 from pipeline.storage import expiry as expiring
 from pipeline.storage.claim import Claim
-from pipeline.storage.expiry import Expiry, expire
+from pipeline.storage.expiry import Expiry, expire, find_removals, sweep
 from pipeline.storage.filesystem import Store
+from pipeline.storage.journal import condemn_run
 from pipeline.storage.snapshots import load_snapshot, publish_snapshot, snapshot_numbers, withdraw_snapshot
+from tests import inline
 from tests.inline import FRAIL, run_inline
 from tests.running import jobs, written_config
 
@@ -156,6 +158,33 @@ def test_what_unfinished_runs_have_left_stays_while_a_run_holds_the_output(tmp_p
         expiry = swept(local, keep=1)
     assert (removed(expiry), expiry.is_partial) == (["snapshot 1"], True)
     assert run_inline(config_of(tmp_path / "corpus", local.uri, max_quarantined_fraction=1.0)).reused == 14
+
+
+def test_an_expiry_that_slept_takes_nothing_from_a_run_that_went_on_meanwhile(tmp_path: Path, local: Store) -> None:
+    """The state machine found this: the run was published, and then its Parts were removed as those of a dead one."""
+    for file in range(FILES):
+        write(tmp_path / "corpus", file, 1)
+    config = config_of(tmp_path / "corpus", local.uri)
+    with pytest.raises(inline.Killed):
+        run_inline(config, dies_after_blocks=2)
+    seen_before_sleep = find_removals(local, 1, math.inf, with_leftovers=True)
+    assert run_inline(config).reused > 0
+    sweep(local, seen_before_sleep.removals)
+    assert verify(open_snapshot(local.uri)).is_sound
+
+
+def test_a_run_does_not_go_on_where_an_expiry_is_at_work(tmp_path: Path, local: Store) -> None:
+    for file in range(FILES):
+        write(tmp_path / "corpus", file, 1)
+    config = config_of(tmp_path / "corpus", local.uri)
+    with pytest.raises(inline.Killed):
+        run_inline(config, dies_after_blocks=2)
+    (dead,) = local.folders("_meta/runs")
+    condemn_run(local, dead)
+    report = run_inline(config)
+    assert (report.reused, report.embedded, report.snapshot) == (0, 5 * FILES, 1)
+    assert report.run_key != dead
+    assert dead not in open_snapshot(local.uri).folder
 
 
 def test_what_is_not_of_this_pipelines_making_stays(tmp_path: Path, store: Store) -> None:

@@ -9,7 +9,7 @@ import orjson
 
 from pipeline.records import BlockReceipt, Part
 from pipeline.storage.filesystem import Store
-from pipeline.storage.journal import READERS, read_journal
+from pipeline.storage.journal import READERS, condemned_runs, read_journal
 from pipeline.storage.snapshots import Snapshot, load_snapshot, snapshot_numbers
 
 
@@ -33,8 +33,8 @@ def find_have(
         redone: Shard → run whose word alone counts, because it does that Shard anew.
     """
     have = _from_snapshot(parent, wanted - redone.keys()) if parent else {}
-    published = _published_runs(store) if parent else set()
-    runs = [key for key in store.folders("_meta/runs") if key not in published]
+    barred = condemned_runs(store) | (_published_runs(store) if parent else set())
+    runs = [key for key in store.folders("_meta/runs") if key not in barred]
     missing = wanted - have.keys()
     found = {key: _from_journal(store, key, missing) for key in runs} if missing else {}
     for shard_id in sorted(missing):

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from pipeline.errors import ConfigError
 from pipeline.execution.duplicates import find_repeated_rows
 from pipeline.execution.have import Carried, find_have, is_complete
 from pipeline.execution.model import ModelReference, recipe_fingerprint, resolve_model
-from pipeline.execution.rounds import Round, quarantined, read_rounds, round_key
+from pipeline.execution.rounds import KeyOf, Round, quarantined, read_rounds, run_key_of
 from pipeline.execution.shards import cut_shards, row_groups_of, without_rows
 from pipeline.execution.witness import document_schema_of
-from pipeline.fingerprint import JsonValue, fingerprint
+from pipeline.fingerprint import JsonValue
 from pipeline.records import Reason, Shard, SourceFile
 from pipeline.storage.filesystem import Store
+from pipeline.storage.journal import condemned_runs
 from pipeline.storage.listing import list_source
 from pipeline.storage.partitions import is_partitionable
 from pipeline.storage.readers import ReadColumns
@@ -100,12 +102,12 @@ def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -
     sources: list[JsonValue] = [[file.uri, file.version, file.size_bytes] for file in files]
     # Rows left out are part of what is to be done; without any, the key is that of a run that looks for none.
     identity: list[JsonValue] = [number - 1, recipe, layout, sources, *sorted(dropped)]
-
+    key_of = partial(run_key_of, identity, condemned_runs(store))
     plan = Plan(
         number=number,
         parent=parent,
-        run_key=fingerprint(identity),
-        next_run_key=round_key(identity, 1),
+        run_key=key_of(0),
+        next_run_key=key_of(1),
         model=model,
         recipe_fingerprint=recipe,
         layout=layout,
@@ -117,27 +119,27 @@ def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -
         dropped=dropped,
         redo={},
     )
-    return _in_rounds(store, plan, identity, retry)
+    return _in_rounds(store, plan, key_of, retry)
 
 
-def _in_rounds(store: Store, plan: Plan, identity: list[JsonValue], retry: Collection[Reason]) -> Plan:
+def _in_rounds(store: Store, plan: Plan, key_of: KeyOf, retry: Collection[Reason]) -> Plan:
     """Return the Plan of the round that is to be worked on: the one that was begun, a new one, or none."""
-    rounds = read_rounds(store, identity)
-    current = _subtract(store, plan, identity, rounds)
+    rounds = read_rounds(store, key_of)
+    current = _subtract(store, plan, key_of, rounds)
     if not retry:
-        plain = _subtract(store, plan, identity, []) if rounds else current
+        plain = _subtract(store, plan, key_of, []) if rounds else current
         return plain if plain.is_done else current
     is_unfinished = any(shard.shard_id in current.redo for shard in current.embed)
     redo = quarantined(current.carried, retry)
     if is_unfinished or not redo:
         return current
-    return _subtract(store, plan, identity, [*rounds, Round(round_key(identity, len(rounds) + 1), redo)])
+    return _subtract(store, plan, key_of, [*rounds, Round(key_of(len(rounds) + 1), redo)])
 
 
-def _subtract(store: Store, plan: Plan, identity: list[JsonValue], rounds: Sequence[Round]) -> Plan:
+def _subtract(store: Store, plan: Plan, key_of: KeyOf, rounds: Sequence[Round]) -> Plan:
     """Return the Plan without what earlier runs have done; of a Shard done anew its last round's word counts."""
     run_key = rounds[-1].run_key if rounds else plan.run_key
-    next_run_key = round_key(identity, len(rounds) + 1)
+    next_run_key = key_of(len(rounds) + 1)
     redone = {shard_id: one.run_key for one in rounds for shard_id in one.redo}
     carried = find_have(store, plan.parent, {shard.shard_id for shard in plan.wanted}, run_key, redone)
     embed = tuple(shard for shard in plan.wanted if not is_complete(carried.get(shard.shard_id, ())))

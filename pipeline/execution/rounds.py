@@ -1,6 +1,7 @@
 """Rounds: how often the quarantined Shards of one plan were done anew, each time by a run with a folder of its own."""
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,24 +22,32 @@ class Round:
     """Shard → rows it had in quarantine before."""
 
 
-def read_rounds(store: Store, identity: list[JsonValue]) -> list[Round]:
-    """Return the rounds that were begun, the first one first.
+KeyOf = Callable[[int], str]
+"""Number of a round → its run_key; 0 = the run that the rounds follow."""
+
+
+def run_key_of(identity: list[JsonValue], condemned: Collection[str], number: int) -> str:
+    """Return the run_key of a round, so that its Parts never meet those of another one.
 
     Args:
-        identity: what names the run that they follow: parent, recipe, layout and source.
+        identity: what is to be done: parent, recipe, layout and source.
+        condemned: run_keys that an expiry has taken out of use.
+        number: of the round; 0 = none yet.
     """
+    parts = [*identity, {"round": number}] if number else identity
+    keys = (fingerprint([*parts, {"attempt": n}] if n else parts) for n in itertools.count())
+    return next(key for key in keys if key not in condemned)
+
+
+def read_rounds(store: Store, key_of: KeyOf) -> list[Round]:
+    """Return the rounds that were begun, the first one first."""
     rounds: list[Round] = []
     while True:
-        run_key = round_key(identity, len(rounds) + 1)
+        run_key = key_of(len(rounds) + 1)
         content = store.read(f"_meta/runs/{run_key}/plan.parquet")
         if content is None:
             return rounds
         rounds.append(Round(run_key, planned_redo(content)))
-
-
-def round_key(identity: list[JsonValue], number: int) -> str:
-    """Return the run_key of a round; its Parts never meet those of the run or of another round."""
-    return fingerprint([*identity, {"round": number}])
 
 
 def planned_redo(plan: bytes) -> dict[str, int]:

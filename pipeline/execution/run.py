@@ -32,7 +32,7 @@ from pipeline.execution.settings import output_dimension, recipe_facts, stage_se
 from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
-from pipeline.storage.journal import Journal, read_journal
+from pipeline.storage.journal import Journal, is_condemned, read_journal
 from pipeline.storage.snapshots import snapshot_numbers, write_hint
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,8 @@ def _open_journal(store: Store, plan: Plan, claim: Claim) -> Journal:
                 raise
         else:
             break
+    if is_condemned(store, plan.run_key):
+        raise SnapshotConflict(f"{store.uri}: an expiry removes what this run has left; run again to begin it anew")
     return journal
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.errors import SnapshotConflict, StorageError
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Stat, Store
+from pipeline.storage.journal import condemn_run
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import load_snapshot, snapshot_key, snapshot_numbers, withdraw_snapshot
 
@@ -17,8 +18,10 @@ REMOVERS = 16
 
 RUN_FILE = re.compile(r"(?:(?:snapshots|quarantine)/\d{8}-|_meta/runs/|reports/)([0-9a-f]{32})[/.]")
 CLAIM_FILE = re.compile(r"_meta/claims/(\d{8})/")
-SINGLE_FILE = re.compile(r"_meta/(?:tmp/|probe/|snapshots/\d{8}-\w+\.(?:parts|shards)\.parquet)")
-"""Temporary files of writers that died, and tables of Snapshots that were not published."""
+TABLE = re.compile(r"_meta/snapshots/(\d{8})-\w+\.(?:parts|shards)\.parquet")
+"""Of a Snapshot that was not published, if its number is taken; else a run may yet adopt it."""
+TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe)/")
+"""Of a writer that died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Removal:
     """`snapshot 3`, `run 31193a7b…` (one that no Snapshot is of), `claim 3`, or the key of a file that stands alone."""
     snapshot: int | None
     """The published Snapshot that is withdrawn with them."""
+    dead_run: str | None
+    """Key of the run that has left them, and that no Snapshot is of."""
     first: tuple[str, ...]
     """Keys that go before it is withdrawn, one after the other: the run's Journal from its end, then its plan."""
     rest: tuple[str, ...]
@@ -107,13 +112,14 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
         if snapshot := load_snapshot(store, number):
             own = [*snapshot.record.tables.values(), f"run {snapshot.record.run_key}"]
             keys = [key for name in own for key in groups.pop(name, [])]
-            removals.append(_removal(f"snapshot {number}", number, keys, found))
+            removals.append(_removal(f"snapshot {number}", keys, found, snapshot=number))
     # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
     unfinished = {name for name in groups if name.startswith("run ") and name not in kept_runs}
     spared = unfinished if any(young.intersection(groups[name]) for name in unfinished) else set()
     for name, keys in groups.items() if with_leftovers else ():
         if name not in kept_runs | spared and not young.intersection(keys):
-            removals.append(_removal(name, None, keys, found))
+            dead_run = name.removeprefix("run ") if name.startswith("run ") else None
+            removals.append(_removal(name, keys, found, dead_run=dead_run))
     return Expiry(tuple(kept), tuple(removals), not with_leftovers)
 
 
@@ -139,27 +145,38 @@ def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
             groups[f"run {match[1]}"].append(key)
         elif (match := CLAIM_FILE.match(key)) and int(match[1]) <= newest:
             groups[f"claim {int(match[1])}"].append(key)
-        elif SINGLE_FILE.match(key):
+        elif TEMPORARY_FILE.match(key) or ((match := TABLE.match(key)) and int(match[1]) <= newest):
             groups[key].append(key)
     return groups
 
 
-def _removal(name: str, snapshot: int | None, keys: Sequence[str], found: Mapping[str, Stat]) -> Removal:
+def _removal(
+    name: str,
+    keys: Sequence[str],
+    found: Mapping[str, Stat],
+    snapshot: int | None = None,
+    dead_run: str | None = None,
+) -> Removal:
     present = [key for key in keys if key in found]
     first = [key for key in sorted(present, reverse=True) if key.startswith("_meta/runs/")]
     first.sort(key=lambda key: key.endswith("/plan.parquet"))
     rest = [key for key in present if key not in set(first)]
-    return Removal(name, snapshot, tuple(first), tuple(rest), sum(found[key].size_bytes for key in present))
+    size_bytes = sum(found[key].size_bytes for key in present)
+    return Removal(name, snapshot, dead_run, tuple(first), tuple(rest), size_bytes)
 
 
 def sweep(store: Store, removals: Iterable[Removal]) -> None:
     """Remove the files, the oldest Snapshot first.
 
     A Journal goes before its Snapshot is withdrawn, or a plan would take its receipts for those of an unfinished run;
-    and from its end, so that what is left of it can still be gone on with. Parts go last, when nobody names them.
+    and from its end. Parts go last, when nobody names them. A dead run that a driver has taken up meanwhile stays.
     """
     with ThreadPoolExecutor(REMOVERS) as pool:
         for removal in removals:
+            if removal.dead_run is not None:
+                condemn_run(store, removal.dead_run)
+                if store.files(f"_meta/runs/{removal.dead_run}").keys() - set(removal.first):
+                    continue
             for key in removal.first:
                 store.delete(key)
             if removal.snapshot is not None:

@@ -71,3 +71,22 @@ class Journal:
                 f"another driver has taken over this run ({self.store.uri_of(key)}); it goes on, this one stops"
             )
         self.next_number += 1
+
+
+def condemned_runs(store: Store) -> set[str]:
+    """Return the run_keys under which nothing may be written any more, because an expiry removes what is there."""
+    return {key.rpartition("/")[2] for key in store.files("_meta/condemned")}
+
+
+def condemn_run(store: Store, run_key: str) -> None:
+    """Let no run have this key from now on.
+
+    Who begins a run writes to its Journal and then looks whether it is condemned; who removes one condemns it and then
+    looks whether its Journal has grown. So at least one of them sees the other, however long either stands still.
+    """
+    store.put_new(f"_meta/condemned/{run_key}", b"")
+
+
+def is_condemned(store: Store, run_key: str) -> bool:
+    """Whether a run of this key must not go on."""
+    return store.stat(f"_meta/condemned/{run_key}") is not None

@@ -19,7 +19,7 @@ from pipeline.arrow import hash_strings
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import PipelineError, SnapshotConflict
-from pipeline.execution import have, plan, publish, shards, stages
+from pipeline.execution import have, publish, rounds, shards, stages
 from pipeline.execution import run as execution
 from pipeline.execution.plan import Plan
 from pipeline.execution.settings import stage_settings
@@ -118,7 +118,7 @@ class World:
             patch.object(execution, "JOURNAL_SECONDS", 0.0),
             patch.object(execution, "version", lambda package: "1"),
             patch.object(execution, "render_html", lambda report: ""),
-            patch.object(plan, "fingerprint", self._fingerprint),
+            patch.object(rounds, "fingerprint", self._fingerprint),
             patch.object(shards, "fingerprint", self._fingerprint),
             patch.object(execution, "time", self._time()),
             patch.object(stages, "time", self._time()),
