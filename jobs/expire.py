@@ -4,6 +4,7 @@ import argparse
 import time
 
 from pipeline.config_file import load_config
+from pipeline.errors import StorageError
 from pipeline.units import byte_size, counted
 
 
@@ -21,6 +22,8 @@ def run(options: argparse.Namespace) -> int:
         uri, keep = output.uri, output.keep_snapshots
     store = Store(uri)
     expiry = expire(store, options.keep or keep, time.time() - options.grace_hours * 3600, options.dry_run)
+    if not expiry.kept and not expiry.removals:
+        raise StorageError(f"{store.uri}: nothing of this pipeline lies there; check the address")
     files = sum(removal.files for removal in expiry.removals)
     size_bytes = sum(removal.size_bytes for removal in expiry.removals)
     if options.json:

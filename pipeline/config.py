@@ -154,6 +154,11 @@ class JobConfig(Section):
             raise ValueError(f"output.partition_by names {', '.join(stray)}; add it to source.keep_columns")
         if len(set(self.output.partition_by)) < len(self.output.partition_by):
             raise ValueError("output.partition_by names a column twice")
+        around = [uri for uri in self.source.uri if f"{self.output.uri.rstrip('/')}/".startswith(f"{uri.rstrip('/')}/")]
+        if around:
+            raise ValueError(
+                f"output.uri lies in source.uri ({around[0]}): the next run would read its own output; move one of them"
+            )
         if self.runtime.batch_tokens < self.recipe.max_tokens:
             raise ValueError(
                 f"runtime.batch_tokens is {self.runtime.batch_tokens}, below recipe.max_tokens "

@@ -153,3 +153,9 @@ def test_every_field_has_a_description() -> None:
     ]
     assert undocumented == []
     assert len(valid_keys()) > 25
+
+
+def test_an_output_inside_the_source_is_refused_before_it_is_read_as_source(tmp_path: Path) -> None:
+    said = refusal(tmp_path, LEAST, "output.uri=in/vectors")
+    assert "output.uri lies in source.uri (in/)" in said
+    assert load_config(written(tmp_path), ["output.uri=in-vectors"]).output.uri == "in-vectors"

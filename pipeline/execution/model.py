@@ -1,5 +1,6 @@
 """Which model a recipe means, by content and not by address, and how a node gets it."""
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pipeline.storage.folder_cache import (
 HASHING = "hashing://"
 HUB_IGNORED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
 """Files of a hub repository that the torch engine does not read."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ def resolve_model(recipe: Recipe) -> ModelReference:
     except StorageError as error:
         hint = "" if "/" in address else " (a hub id looks like owner/name)"
         raise EncoderError(f"recipe.model: {error}{hint}") from error
+    if not HUB_ID.fullmatch(address):
+        raise ConfigError(
+            f"recipe.model is {address}: no folder here, and no hub id, which looks like owner/name; an address begins "
+            "with its scheme: s3://, hashing://"
+        )
     return ModelReference("hub", address, f"{address}@{_hub_commit(address, recipe.revision)}", *rights)
 
 

@@ -22,6 +22,7 @@ from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.parquet import adopt_part, part_key
 from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, publish_snapshot
+from pipeline.units import percent
 
 COPIERS = 32
 """Parts of the parent carried at once; each is one request that moves no bytes through this machine."""
@@ -81,18 +82,20 @@ def _where_they_lie(plan: Plan, new: list[BlockReceipt], carried: list[Carried])
 
 def check_quarantine(config: JobConfig, report: RunReport, store: Store, folder: str) -> None:
     allowed = config.runtime.max_quarantined_fraction
-    for count, whole, what in (
+    shares = (
         (report.quarantined, report.rows_read, "rows went to quarantine"),
         (report.unreadable_bytes, report.source_bytes, "bytes of the source could not be read"),
-    ):
-        if not whole or count <= allowed * whole:
-            continue
-        reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(report.reasons.items()))
-        raise ReconciliationError(
-            f"{count} of {whole} {what} ({reasons}), more than runtime.max_quarantined_fraction {allowed:g} allows; "
-            f"nothing was published, what was encoded is kept. What is bad stands in "
-            f"{store.uri_of('quarantine/' + folder)}. Mend the source, or raise the limit."
-        )
+    )
+    if all(count <= allowed * whole for count, whole, _ in shares):
+        return
+    told = " and ".join(f"{count} of {whole} {what}" for count, whole, what in shares if count)
+    largest = max(count / whole for count, whole, _ in shares if whole)
+    reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(report.reasons.items()))
+    raise ReconciliationError(
+        f"{told} ({reasons}): {percent(largest)}, more than runtime.max_quarantined_fraction {allowed:g} allows; "
+        "nothing was published, what was encoded is kept. What is bad stands in "
+        f"{store.uri_of('quarantine/' + folder)}. Mend the source, or raise the limit."
+    )
 
 
 def _check_redone(plan: Plan, shards: list[dict[str, Any]]) -> None:

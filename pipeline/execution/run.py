@@ -43,7 +43,10 @@ FENCE_ATTEMPTS = 5
 JOURNAL_SECONDS = 3.0
 """At most this much finished work is encoded again after a driver dies."""
 
-NOTHING_TO_RETRY = "no row is in quarantine for the reasons asked for; what else may be to do is done by `embed`"
+NOTHING_TO_RETRY = (
+    "of the source as it is now, no row is in quarantine that could be tried again, or none for the reasons asked for; "
+    "what was changed in it is done by `embed`"
+)
 
 
 @dataclass(frozen=True, slots=True)
