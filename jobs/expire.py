@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from pipeline.config_file import load_config
+from pipeline.config_file import output_of
 from pipeline.errors import StorageError
 from pipeline.units import byte_size, counted
 
@@ -12,16 +12,14 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
-    from pipeline.config import Output
     from pipeline.storage.expiry import expire
     from pipeline.storage.filesystem import Store
 
-    uri, keep = options.output, int(Output.model_fields["keep_snapshots"].default)
-    if uri.endswith((".yaml", ".yml")):
-        output = load_config(options.output, options.overrides).output
-        uri, keep = output.uri, output.keep_snapshots
-    store = Store(uri)
-    expiry = expire(store, options.keep or keep, time.time() - options.grace_hours * 3600, options.dry_run)
+    output = output_of(options.output, options.overrides)
+    store = Store(output.uri)
+    expiry = expire(
+        store, options.keep or output.keep_snapshots, time.time() - options.grace_hours * 3600, options.dry_run
+    )
     if not expiry.kept and not expiry.removals:
         raise StorageError(f"{store.uri}: nothing of this pipeline lies there; check the address")
     files = sum(removal.files for removal in expiry.removals)

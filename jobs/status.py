@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline.config_file import load_config
+from pipeline.config_file import output_of
 from pipeline.units import byte_size, counted, thousands
 
 FATES = ("embedded", "reused", "quarantined", "deduplicated")
@@ -15,8 +15,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.storage.filesystem import Store
     from pipeline.storage.snapshots import load_snapshot, open_snapshot, snapshot_numbers
 
-    is_config = options.output.endswith((".yaml", ".yml"))
-    uri = load_config(options.output, options.overrides).output.uri if is_config else options.output
+    uri = output_of(options.output, options.overrides).uri
     newest = open_snapshot(uri)
     store = Store(uri)
     snapshots = [load_snapshot(store, number) for number in snapshot_numbers(store)]

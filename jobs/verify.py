@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.config_file import load_config
+from pipeline.config_file import output_of
 from pipeline.units import counted, thousands
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.execution.verify import verify
     from pipeline.storage.snapshots import open_snapshot
 
-    is_config = options.output.endswith((".yaml", ".yml"))
-    uri = load_config(options.output, options.overrides).output.uri if is_config else options.output
+    uri = output_of(options.output, options.overrides).uri
     result = verify(open_snapshot(uri), options.sample, options.seed)
     print(orjson.dumps(result.to_json()).decode() if options.json else verification_text(result))
     return 0 if result.is_sound else FAILED_CHECK

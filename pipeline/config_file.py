@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, Output
 from pipeline.errors import ConfigError
 
 Where = dict[tuple[str, ...], str]
@@ -34,6 +34,17 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     except ValidationError as error:
         lines = [_explain(details, where, path) for details in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def output_of(address: str, overrides: Sequence[str] = ()) -> Output:
+    """Return the output that an argument means: that of a config file (.yaml, .yml), else the one at this address.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    if address.endswith((".yaml", ".yml")):
+        return load_config(address, overrides).output
+    return Output.model_construct(uri=address)
 
 
 def valid_keys() -> list[str]:
