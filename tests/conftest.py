@@ -12,6 +12,7 @@ import pytest
 from jobs.demo.fetch import fetch_model, fetch_reviews
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline.storage.filesystem import Store
+from tests.running import leading_to
 
 _bucket_numbers = itertools.count(1)
 
@@ -19,9 +20,7 @@ _bucket_numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A running S3 server, to which the environment leads. To stop one, start one of your own."""
-    with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with local_s3(tmp_path_factory.mktemp("s3")) as server, leading_to(server.environment):
         yield server
         server.kill()  # nobody reads it again, and a clean stop takes a second
 

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import yaml
+from pytest import MonkeyPatch
+from s3fs import S3FileSystem
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 150
@@ -32,6 +35,22 @@ class Finished:
     @property
     def errors(self) -> list[str]:
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+@contextmanager
+def leading_to(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let this process find another S3 server, and none of its own open filesystems the one before.
+
+    fsspec keeps filesystems by their arguments, and where the server is stands in none of them.
+    """
+    with MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        try:
+            yield
+        finally:
+            S3FileSystem.clear_instance_cache()
 
 
 def written_config(path: Path, **sections: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 import botocore.retries.standard
 import fsspec
 import pytest
-import s3fs
 import tenacity
 
 from jobs.demo.local_s3 import LocalS3, local_s3
@@ -28,6 +27,7 @@ from pipeline.storage.folder_cache import fetch_folder, remote_folder_identity
 from pipeline.storage.listing import list_source
 from pipeline.storage.resuming import ResumingStream
 from tests.chaos.proxy import Fault, FaultProxy, Rule
+from tests.running import leading_to
 
 CONTENT = bytes(range(256)) * 1200
 BLOCK_BYTES = 64 * 2**10
@@ -44,14 +44,11 @@ def way_in(s3: LocalS3) -> Iterator[FaultProxy]:
     config = {**connection.S3_OPTIONS["config_kwargs"], "read_timeout": 0.5}
     options = {**connection.S3_OPTIONS, "default_block_size": BLOCK_BYTES, "config_kwargs": config}
     with FaultProxy(s3.endpoint_url) as proxy, pytest.MonkeyPatch.context() as patch:
-        for name, value in proxy.environment({}).items():
-            patch.setenv(name, value)
         patch.setattr(connection, "S3_OPTIONS", options)
         patch.setattr(faults, "WAIT", tenacity.wait_none())
         patch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.0)
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield proxy
-    s3fs.S3FileSystem.clear_instance_cache()
+        with leading_to(proxy.environment({})):
+            yield proxy
 
 
 @pytest.fixture
@@ -293,10 +290,7 @@ def test_every_operation_outlives_a_server_that_is_gone_for_20_seconds(
 ) -> None:
     with local_s3(tmp_path) as server, ExitStack() as cleanup, ThreadPoolExecutor(len(OPERATIONS)) as pool:
         monkeypatch.setattr(faults, "WAIT", WAIT)
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        cleanup.callback(s3fs.S3FileSystem.clear_instance_cache)
+        cleanup.enter_context(leading_to(server.environment))
         ready = [prepared(name, f"{server.create_bucket(f'of-{n}')}/out", cleanup) for n, name in enumerate(OPERATIONS)]
         server.kill()
         waiting = [pool.submit(act) for act, _ in ready]

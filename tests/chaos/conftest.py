@@ -17,7 +17,7 @@ from tests.chaos.kills import SHORT, Tally
 from tests.chaos.network import Loopback, Namespaces, Network
 from tests.chaos.proxy import Fault, FaultProxy, Rule
 from tests.chaos.rows import check_folder, folder_rows
-from tests.running import ROOT, written_config
+from tests.running import ROOT, leading_to, written_config
 
 FILES, ROWS = 40, 128
 TALLY = pytest.StashKey[Tally]()
@@ -76,11 +76,10 @@ def world(own_s3: LocalS3, proxy: FaultProxy, network: Network, tally: Tally) ->
 
 
 @pytest.fixture
-def straight(own_s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> LocalS3:
+def straight(own_s3: LocalS3) -> Iterator[LocalS3]:
     """The way of the test itself to that server, past the proxy."""
-    for name, value in own_s3.environment.items():
-        monkeypatch.setenv(name, value)
-    return own_s3
+    with leading_to(own_s3.environment):
+        yield own_s3
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,7 @@ def _config(folder: Path, bucket: str, name: str, source: str = "corpus/") -> tu
 def corpus(world: World, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The texts, and what becomes of them without any fault."""
     folder = tmp_path_factory.mktemp("corpus")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in world.s3.environment.items():
-            patch.setenv(name, value)
+    with leading_to(world.s3.environment):
         world.s3.create_bucket("chaos")
         store = Store("s3://chaos/corpus")
         for number in range(FILES):
