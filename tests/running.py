@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 import yaml
-from pytest import MonkeyPatch
 from s3fs import S3FileSystem
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def leading_to(environment: Mapping[str, str]) -> Iterator[None]:
 
     fsspec keeps filesystems by their arguments, and where the server is stands in none of them.
     """
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         S3FileSystem.clear_instance_cache()
