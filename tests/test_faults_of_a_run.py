@@ -10,8 +10,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from pipeline import open_snapshot
+from pipeline.execution.attempts import MAX_DEATHS
 from tests.faulty_model import Faults, write_faulty_model
-from tests.running import Finished, embed, written_config
+from tests.running import ROOT, Finished, embed, written_config
 
 FILES, ROWS = 3, 16
 
@@ -79,6 +80,56 @@ def test_a_row_that_kills_its_process_is_found_and_costs_no_other_row(
     assert (finished.report["embedded"], finished.report["quarantined"]) == (FILES * ROWS - 1, 1)
     deaths = {process for process, _ in faults.noted("kills")}
     assert len(deaths) >= 3 + 2 + 2  # three encoders, then children: a batch and its halves, and the row alone twice
+    assert any("killed their workers" in warning for warning in finished.report["warnings"])
+
+
+LETHAL = """
+import builtins, io, os, sys
+
+class Lethal(io.FileIO):
+    def readall(self):
+        self.strike()
+
+    def readinto(self, buffer):
+        self.strike()
+
+    def strike(self):
+        with open(os.environ["DEATHS"], "a") as log:
+            log.write(f"{os.getpid()}\\n")
+        os._exit(139)
+
+def open_lethally(file, mode="r", *others, **named):
+    is_lethal = str(file).endswith("lethal.jsonl") and mode == "rb" and "jobs" not in sys.argv[0]
+    return io.BufferedReader(Lethal(file)) if is_lethal else opened(file, mode, *others, **named)
+
+opened, builtins.open = builtins.open, open_lethally
+"""
+"""Lets one file end every process that reads it, but not the one that plans."""
+
+
+def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(tmp_path: Path) -> None:
+    corpus, site = tmp_path / "corpus", tmp_path / "site"
+    corpus.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(LETHAL, encoding="utf-8")
+    for name in ("a", "lethal", "z"):
+        rows = ({"id": f"{name}-{row}", "text": f"text {row}"} for row in range(ROWS))
+        (corpus / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    output, deaths = str(tmp_path / "out"), tmp_path / "deaths"
+    config = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(corpus)},
+        recipe={"model": "hashing://64"},
+        output={"uri": output},
+        runtime={"max_quarantined_fraction": 0.5},
+    )
+    environment = {"PYTHONPATH": f"{site}:{ROOT}", "DEATHS": str(deaths)}
+    finished = embed(config, environment=environment)
+    assert finished.code == 0, finished.stderr[-3000:]
+    assert len(set(deaths.read_text().split())) == MAX_DEATHS + 2  # workers, then children
+    ids = open_snapshot(output).to_table(["id"])["id"].to_pylist()
+    assert sorted(ids) == sorted(f"{name}-{row}" for name in "az" for row in range(ROWS))
+    assert finished.report["reasons"] == {"kills_process": 1}
     assert any("killed their workers" in warning for warning in finished.report["warnings"])
 
 

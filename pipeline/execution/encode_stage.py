@@ -56,7 +56,8 @@ class EncodeBlocks:
                 encoded = self._encode_isolated(tokens) if verdict.is_deadly else self._encode(self.encoder, tokens)
         except SickDevice as error:
             self._give_up(error)
-        block = replace(block, metrics=block.metrics | {"isolated": float(verdict.is_deadly)})
+        if verdict.is_deadly:
+            block = replace(block, metrics=block.metrics | {"isolated": 1.0})
         return self._with_vectors(shard, block, encoded)
 
     def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings, one_array
 from pipeline.encoder.packed import only
-from pipeline.errors import SourceError
-from pipeline.execution.attempts import Attempts, Verdict, marked
+from pipeline.execution.attempts import Attempts, marked
 from pipeline.execution.encode_stage import EncodeBlocks
 from pipeline.execution.isolated import in_halves, survivors
 from pipeline.execution.metrics import TOKEN_BUCKETS
@@ -27,6 +26,7 @@ from pipeline.execution.travelling import from_rows, positions, quarantined, to_
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile
 from pipeline.schemas import TEXT, TOKEN_IDS, rows_counted
 from pipeline.storage.filesystem import Store, open_source
+from pipeline.storage.isolated_reader import read_shard_isolated
 from pipeline.storage.parquet import PartName, publish_part
 from pipeline.storage.partitions import split_by_partition
 from pipeline.storage.readers import read_shard
@@ -76,24 +76,19 @@ def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
     for shard_json, done, dropped in zip(*columns, strict=True):
         shard = Shard.from_json(orjson.loads(shard_json))
         counted, done_blocks = CountedOpener(), frozenset(done)
-        blocks = read_shard(shard, settings.columns, settings.rows_per_part, counted, done_blocks)
+        asked = (shard, settings.columns, settings.rows_per_part)
+        blocks, is_isolated = read_shard(*asked, counted, done_blocks), False
         for number in (number for number in itertools.count() if number not in done_blocks):
             with marked(settings.attempts, "read", shard, number) as verdict:
-                _check_readable(shard, verdict)
+                if verdict.is_deadly and not is_isolated:
+                    skipped = done_blocks | frozenset(range(number))
+                    blocks, is_isolated = read_shard_isolated(*asked, open_source, skipped), True
                 block = next(blocks, None)
             if block is None:
                 break
             block = _without_dropped(block, np.frombuffer(dropped, np.int64))
-            yield to_row(shard, replace(block, metrics=block.metrics | {"source_bytes": counted.taken()}))
-
-
-def _check_readable(shard: Shard, verdict: Verdict) -> None:
-    if verdict.is_deadly:
-        uris = ", ".join(span.file.uri for span in shard.spans[:3])
-        raise SourceError(
-            f"reading {uris} has killed {verdict.deaths} workers; leave the file out or write it again, and look for "
-            "what ended them (want of memory, for instance)"
-        )
+            noted = {"source_bytes": counted.taken(), "isolated": float(is_isolated)}
+            yield to_row(shard, replace(block, metrics=block.metrics | noted))
 
 
 def _without_dropped(block: Block, dropped_R: NDArray[np.int64]) -> Block:

@@ -1,6 +1,7 @@
 """From a Shard to its Blocks: every source row once, in order, as a document or in quarantine."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import pyarrow as pa
 
@@ -22,7 +23,10 @@ from pipeline.storage.rows import (
 )
 from pipeline.storage.text_reader import read_text, read_text_schema
 
-__all__ = ["BadFile", "OpenFile", "ReadColumns", "parquet_row_groups", "read_shard", "read_source_schema"]
+__all__ = ["BadFile", "OpenFile", "ReadColumns", "parquet_row_groups", "read_shard", "read_source_schema", "read_span"]
+
+MAX_TEXT_BYTES = 64 * 2**20
+"""Of the texts of a Block, by default."""
 
 
 def read_source_schema(
@@ -54,7 +58,7 @@ def read_shard(
     rows_per_block: int,
     open_file: OpenFile,
     skip_blocks: frozenset[int] = frozenset(),
-    max_text_bytes: int = 64 * 2**20,
+    max_text_bytes: int = MAX_TEXT_BYTES,
 ) -> Iterator[Block]:
     """Yield the Blocks of a Shard, numbered from 0 over all its Spans; exactly one is the last, be it empty.
 
@@ -74,17 +78,24 @@ def read_shard(
         SourceError: the store does not give a file, or not as planned. What is wrong within a file raises nothing.
     """
     limits = BlockLimits(rows_per_block, max_text_bytes)
-    return cut_blocks(shard.shard_id, columns.schema, _rows_of(shard, columns, open_file), limits, skip_blocks)
+    spans = enumerate(shard.spans)
+    rows = chain.from_iterable(read_span(span, index, columns, open_file) for index, span in spans)
+    return cut_blocks(shard.shard_id, columns.schema, rows, limits, skip_blocks)
 
 
-def _rows_of(shard: Shard, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:
-    for index, span in enumerate(shard.spans):
-        found_in_span = read_parquet if span.file.format == "parquet" else _read_lines
-        for found in found_in_span(span, columns, open_file):
-            if isinstance(found, Stretch):
-                yield stretch_as_rows(found, columns, span.file)
-            else:
-                yield sort_rows(found, columns, span.file, index)
+def read_span(span: Span, index: int, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:
+    """Yield the rows of one Span, in order, as they come.
+
+    Args:
+        index: of the Span in its Shard.
+        others: as for `read_shard`, and it raises the same.
+    """
+    found_in_span = read_parquet if span.file.format == "parquet" else _read_lines
+    for found in found_in_span(span, columns, open_file):
+        if isinstance(found, Stretch):
+            yield stretch_as_rows(found, columns, span.file)
+        else:
+            yield sort_rows(found, columns, span.file, index)
 
 
 def _read_lines(span: Span, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates | Stretch]:
