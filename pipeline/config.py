@@ -128,6 +128,9 @@ class Runtime(Section):
     """Encoder actors; auto = one per GPU, else one per node."""
     gpus_per_encoder: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs an encoder holds, fractions allowed; auto = 1 where the cluster has GPUs, else 0."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What computes the forward pass: torch, or OpenVINO (CPU, float32 and bfloat16; the extra `[openvino]`). auto =
+    torch."""
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Padded tokens per forward pass: rows times the longest row. Lower it when a device runs out of memory."""
     ray_address: str | None = None

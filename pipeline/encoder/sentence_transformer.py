@@ -17,6 +17,9 @@ from pipeline.records import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+SAME_MODEL = 0.99
+"""Cosine below which two engines do not differ by rounding only: a converted model is another one."""
+
 
 def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled_weights: bool, device: str) -> Any:
     """Return the SentenceTransformer of a folder, its Transformer in the number type asked for.
@@ -109,6 +112,10 @@ class SentenceTransformerEncoder:
         compute: float32 | bfloat16 | float16.
         prompt: the prompt that stands before every text, for models that leave it out of the pooling.
         threads: CPU threads of the forward pass; 0 leaves the default.
+        engine: torch, or openvino, which computes the Transformer on the CPU; the other modules are torch in any case.
+
+    Raises:
+        EncoderError: the folder cannot be loaded, or the engine cannot be had or gives other vectors than torch.
     """
 
     def __init__(
@@ -119,21 +126,44 @@ class SentenceTransformerEncoder:
         threads: int = 0,
         trust_remote_code: bool = False,
         allow_pickled_weights: bool = False,
+        engine: str = "torch",
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_model(folder, compute, trust_remote_code, allow_pickled_weights, place)
-        transformer = self.model[0]
-        self.dimension = int(self.model.get_embedding_dimension())
-        self.max_tokens = int(self.model.max_seq_length or transformer.tokenizer.model_max_length)
+        is_torch = engine == "torch"
+        place = "cuda" if is_torch and torch.cuda.is_available() else "cpu"
+        loaded = compute if is_torch else "float32"
+        model = load_model(folder, loaded, trust_remote_code, allow_pickled_weights, place)
+        transformer = model[0]
+        self.engine = engine
+        self.dimension = int(model.get_embedding_dimension())
+        self.max_tokens = int(model.max_seq_length or transformer.tokenizer.model_max_length)
         self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
-        self.emulates = not _is_native(compute, place)
+        self.emulates = is_torch and not _is_native(compute, place)
         self._pad_token_id = int(transformer.tokenizer.pad_token_id or 0)
         self._place = torch.device(place)
         self._extra: dict[str, Any] = {"modality": "text"}
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
+        self._modules = list(model)
+        if not is_torch:
+            self._compile(compute, threads)
+
+    def _compile(self, compute: str, threads: int) -> None:
+        """Put OpenVINO's body in the place of torch's, if it gives the same vectors."""
+        from pipeline.encoder.openvino_body import OpenVinoBody
+
+        probe = _probe(self.max_tokens, len(self._modules[0].tokenizer))
+        expected_BD = self.encode(probe).astype(np.float64)
+        self._modules[0] = OpenVinoBody(self._modules[0], compute, threads)
+        found_BD = self.encode(probe).astype(np.float64)
+        norms_B = np.linalg.norm(expected_BD, axis=1) * np.linalg.norm(found_BD, axis=1)
+        cosine = float((np.einsum("bd,bd->b", expected_BD, found_BD) / norms_B).min())
+        if not cosine >= SAME_MODEL:
+            raise EncoderError(
+                f"runtime.engine: openvino gives other vectors of this model than torch (cosine {cosine:.4f}); use "
+                "runtime.engine: torch"
+            )
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
@@ -145,7 +175,7 @@ class SentenceTransformerEncoder:
             "attention_mask": torch.from_numpy(mask_BT).to(self._place, non_blocking=True),
             **self._extra,
         }
-        for module in self.model:
+        for module in self._modules:
             features = module(features)
             hidden = features.get("token_embeddings")
             if hidden is not None and hidden.dtype is not torch.float32:
@@ -154,7 +184,16 @@ class SentenceTransformerEncoder:
 
     def close(self) -> None:
         """Unload the model, so that another process finds the device's memory free."""
-        del self.model
+        del self._modules
         gc.collect()
         if self._place.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _probe(max_tokens: int, vocabulary: int) -> TokenBatch:
+    """Return a batch of four rows of random tokens, of very different lengths, the same for the same model."""
+    longest = min(max_tokens, 160)
+    lengths_B = np.array([longest, longest // 2, 3, 1])
+    offsets_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
+    ids_T = np.random.default_rng(1).integers(0, vocabulary, int(offsets_B1[-1]), np.int32)
+    return TokenBatch(ids_T, offsets_B1)

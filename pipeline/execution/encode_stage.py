@@ -34,7 +34,8 @@ class EncodeBlocks:
         self.witness: TokenBatch | None = None
         """A text that this process has encoded."""
         spec = settings
-        self._open = partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads)
+        engine = "torch" if spec.engine == "auto" else spec.engine
+        self._open = partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine)
         self.encoder = self._opened()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:

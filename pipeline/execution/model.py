@@ -124,13 +124,17 @@ def describe(model: ModelReference) -> ModelDescription:
     )
 
 
-def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int) -> Encoder:
+def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int, engine: str = "torch") -> Encoder:
     """Load the model on this node's device.
 
     Args:
         compute: float32 | bfloat16 | float16.
         prompt: stands before every text; some models leave it out of the pooling.
         threads: CPU threads of a forward pass.
+        engine: torch | openvino.
+
+    Raises:
+        EncoderError: the model cannot be loaded, or not with this engine.
     """
     if model.kind == "hashing":
         from pipeline.encoder.hashing import HashingEncoder
@@ -141,6 +145,7 @@ def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int)
     rights: dict[str, Any] = {
         "trust_remote_code": model.trust_remote_code,
         "allow_pickled_weights": model.allow_pickled_weights,
+        "engine": engine,
     }
     load: Callable[..., Encoder] = SentenceTransformerEncoder
     return load(str(local_folder(model)), compute, prompt, threads, **rights)

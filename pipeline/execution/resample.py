@@ -95,6 +95,7 @@ def _settings(snapshot: Snapshot, recipe: Recipe, model: ModelReference) -> Stag
         chunk_overlap_tokens=recipe.chunk_overlap_tokens if recipe.long_text == "chunk" else None,
         model=model,
         compute="float32",
+        engine="torch",
         threads=0,
         batch_tokens=max(BATCH_TOKENS, spec.max_tokens),
         dimensions=recipe.dimensions,

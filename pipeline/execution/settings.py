@@ -38,6 +38,7 @@ def stage_settings(
         chunk_overlap_tokens=recipe.chunk_overlap_tokens if recipe.long_text == "chunk" else None,
         model=plan.model,
         compute=recipe.compute,
+        engine=config.runtime.engine,
         threads=threads,
         batch_tokens=config.runtime.batch_tokens,
         dimensions=recipe.dimensions,

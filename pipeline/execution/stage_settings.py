@@ -22,6 +22,8 @@ class StageSettings:
     """None = long texts are truncated."""
     model: ModelReference
     compute: str
+    engine: str
+    """auto | torch | openvino."""
     threads: int
     batch_tokens: int
     dimensions: int | None

@@ -1,0 +1,101 @@
+"""Engines: whichever computes the forward pass, the vectors are those of the model in the recipe's number type."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+from pipeline.encoder import openvino_body
+from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
+from pipeline.errors import EncoderError
+from pipeline.records import TokenBatch
+from tests.test_batching import tokens_of
+from tests.test_vectors import cosines
+
+LENGTHS = [1, 2, 3, 5, 8, 13, 40, 41, 42, 100, 200, 511, 512, 3, 3, 17]
+TOKENS = tokens_of(LENGTHS)
+
+
+def encoded(folder: Path, compute: str, engine: str, tokens: TokenBatch = TOKENS, **how: Any) -> NDArray[np.float32]:
+    encoder = SentenceTransformerEncoder(str(folder), compute, threads=1, engine=engine, **how)
+    result = encode_packed(encoder, tokens, 2048)
+    assert result.done_N.all()
+    return result.vectors_ND
+
+
+@pytest.fixture(scope="module")
+def theirs(m3e_small: Path) -> NDArray[np.float32]:
+    """The vectors of torch in float32; that they are those of `SentenceTransformer.encode` is shown elsewhere."""
+    return encoded(m3e_small, "float32", "torch")
+
+
+@pytest.fixture(scope="module")
+def headed(m3e_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers → Pooling without the prompt → Dense(512→24) → Normalize."""
+    body = Transformer(str(m3e_small), config_kwargs={"num_hidden_layers": 2})
+    pooling = Pooling(512, pooling_mode="mean", include_prompt=False)
+    folder = tmp_path_factory.mktemp("models") / "headed"
+    model = SentenceTransformer(modules=[body, pooling, Dense(512, 24), Normalize()], device="cpu")
+    model.save(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.mark.parametrize(("compute", "least"), [("float32", 0.999999), ("bfloat16", 0.9999)])
+def test_openvino_stays_within_the_precision_of_the_recipe(
+    m3e_small: Path, theirs: NDArray[np.float32], compute: str, least: float
+) -> None:
+    pytest.importorskip("openvino")
+    vectors_ND = encoded(m3e_small, compute, "openvino")
+    assert (vectors_ND.dtype.name, vectors_ND.shape) == ("float32", theirs.shape)
+    assert cosines(vectors_ND, theirs).min() >= least
+
+
+def test_pooling_and_head_are_the_models_own_whatever_computes_the_body(headed: Path) -> None:
+    pytest.importorskip("openvino")
+    tokens = tokens_of([8, 8, 90, 31], seed=2)
+    by_engine = {e: encoded(headed, "float32", e, tokens, prompt="查询：") for e in ("torch", "openvino")}
+    assert by_engine["openvino"].shape == (4, 24)
+    assert cosines(by_engine["openvino"], by_engine["torch"]).min() >= 0.999999
+    assert cosines(by_engine["openvino"], encoded(headed, "float32", "torch", tokens)).min() < 0.9999
+
+
+def test_a_number_type_that_openvino_does_not_compute_in_is_refused_and_not_replaced(
+    headed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    with pytest.raises(EncoderError, match=r"does not compute in float16.*engine: torch"):
+        SentenceTransformerEncoder(str(headed), "float16", engine="openvino")
+    old_cpu = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
+    monkeypatch.setattr(openvino, "Core", lambda: old_cpu)
+    with pytest.raises(EncoderError, match=r"does not compute in bfloat16 on this CPU"):
+        SentenceTransformerEncoder(str(headed), "bfloat16", engine="openvino")
+
+
+def test_an_engine_that_is_not_installed_is_told_with_the_extra_that_brings_it(
+    headed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EncoderError, match=r"not installed.*\[openvino\]"):
+        SentenceTransformerEncoder(str(headed), "float32", engine="openvino")
+
+
+def test_a_conversion_that_gives_other_vectors_is_refused(headed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    body: Callable[..., Any] = openvino_body.OpenVinoBody.__call__
+
+    def shifted(self: Any, features: dict[str, Any]) -> dict[str, Any]:
+        features = body(self, features)
+        return features | {"token_embeddings": features["token_embeddings"].roll(1, 2)}
+
+    monkeypatch.setattr(openvino_body.OpenVinoBody, "__call__", shifted)
+    with pytest.raises(EncoderError, match="gives other vectors of this model than torch"):
+        SentenceTransformerEncoder(str(headed), "float32", engine="openvino")
