@@ -17,6 +17,7 @@ def summary_text(report: "RunReport") -> str:
     terms = " + ".join(f"{thousands(getattr(report, fate))} {fate}" for fate in fates)
     lines = {
         "rows": f"{thousands(report.rows_read)} read = {terms} {mark}" if report.rows_read or report.accounted else "",
+        "texts": _texts(report),
         "tokens": _tokens(report),
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": _time(report),
@@ -76,6 +77,16 @@ def _outcome(report: "RunReport") -> str:
     if report.outcome == "nothing_to_do" and report.snapshot is not None:
         return f"{headline(report)}: snapshot {report.snapshot} stands, compared{after}"
     return headline(report) + after
+
+
+def _texts(report: "RunReport") -> str:
+    """Return how many texts were encoded, where that is not the number of rows."""
+    spared = (
+        (report.taken_over, "rows of new files have the vector of a known text"),
+        (report.repeated_texts, "that of an equal text of this run"),
+    )
+    told = [f"{thousands(rows)} {how}" for rows, how in spared if rows]
+    return ", ".join([f"{thousands(report.encoded_texts)} encoded", *told]) if told else ""
 
 
 def _tokens(report: "RunReport") -> str:

@@ -27,6 +27,9 @@ RESERVED_COLUMNS = frozenset(
 TEXT, SPAN, ROW, BYTE_OFFSET, TOKEN_IDS = "_text", "_span", "_row", "_byte_offset", "_token_ids"
 """Columns of a Block that never reach a Part: the text, and where the row came from."""
 
+STORED, FATE = "_stored", "_fate"
+"""More of them: what is stored of a known text (a list of one struct, or of none), and a number of `known.Fate`."""
+
 SPANS_PER_SHARD = 1 << 20
 """`_row` times this plus `_span` is one number per source row of a Shard."""
 

@@ -72,10 +72,12 @@ def test_embed_gives_the_vector_that_the_model_gives(tmp_path: Path) -> None:
     assert all(row["tokens"] > 0 for row in rows)
 
 
-def test_another_policy_embeds_anew_what_it_concerns(tmp_path: Path) -> None:
+def test_another_policy_embeds_what_it_concerns(tmp_path: Path) -> None:
     path = config(tmp_path, "zero")
     assert run_in_process(path).embedded == 4
-    assert run_in_process(path, "source.empty_text=quarantine").embedded == 2
+    report = run_in_process(path, "source.empty_text=quarantine")
+    assert (report.embedded, report.taken_over) == (0, 2)
+    assert run_in_process(path, "source.empty_text=embed").embedded == 2
 
 
 @pytest.mark.parametrize("empty", [[], [0], [1, 3], [0, 1, 2, 3, 4]])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import StorageError
-from pipeline.storage.uniqueness import PLACED, find_repeats, index_and_row, placed
+from pipeline.storage.uniqueness import PLACED, distinct, find_repeats, index_and_row, placed
 
 FILES = st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=8)
 
@@ -41,6 +41,20 @@ def test_every_value_but_its_first_is_a_repeat_of_an_earlier_one(files: list[lis
     for repeat, earlier in found:
         assert files[repeat[0]][repeat[1]] == files[earlier[0]][earlier[1]]
         assert earlier < repeat
+
+
+@given(FILES, st.integers(1, 30))
+def test_each_value_comes_once_in_order_with_its_first_place(files: list[list[int]], sorted_rows: int) -> None:
+    first: dict[int, tuple[int, int]] = {}
+    for index, values in enumerate(files):
+        for row, value in enumerate(values):
+            first.setdefault(value, (index, row))
+    pieces = list(distinct(pieces_of(files), sorted_rows))
+    found = [tuple(row) for piece in pieces for row in piece.tolist()]
+    assert [(high, low) for high, low, _ in found] == sorted((value % 20 << 59, value // 20) for value in first)
+    assert {index_and_row(place) for _, _, place in found} == set(first.values())
+    highs = [set(piece["high"].tolist()) for piece in pieces]
+    assert sum(map(len, highs)) == len(set().union(*highs))
 
 
 def test_a_place_tells_file_and_row_also_beyond_four_billion_rows() -> None:

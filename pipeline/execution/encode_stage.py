@@ -18,7 +18,9 @@ from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import marked, replace_process
 from pipeline.execution.isolated import IsolatedEncoder
+from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import open_encoder
+from pipeline.execution.reuse import Texts, counts_of, texts_of, with_vectors
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.execution.travelling import from_rows, positions, quarantined, to_row
 from pipeline.isolation import ProcessDied
@@ -49,17 +51,21 @@ class EncodeBlocks:
             SickDevice: the device fails on good texts, as it did for others on this node; where it is the first to
                 fail so, its process ends to be replaced.
         """
-        ids = one_array(block.documents[TOKEN_IDS])
+        ids, texts = one_array(block.documents[TOKEN_IDS]), texts_of(block.documents)
         tokens = TokenBatch(ids.values.to_numpy(), ids.offsets.to_numpy().astype(np.int64))
+        if len(texts.rows_M) < len(tokens):
+            tokens = take(tokens, texts.rows_M)
         try:
             with marked(self.settings.attempts, "encode", shard, block.number) as verdict:
                 self.batch_tokens = min(self.batch_tokens, verdict.batch_tokens or self.batch_tokens)
                 encoded = self._encode_isolated(tokens) if verdict.is_deadly else self._encode(self.encoder, tokens)
         except SickDevice as error:
             self._give_up(error)
+        metrics = _token_metrics(tokens.lengths_N) | counts_of(block.documents, texts, tokens.lengths_N)
+        metrics["truncated"] = _truncated(block.documents, texts)
         if verdict.is_deadly:
-            block = replace(block, metrics=block.metrics | {"isolated": 1.0})
-        return self._with_vectors(shard, block, encoded)
+            metrics["isolated"] = 1.0
+        return self._with_vectors(shard, replace(block, metrics=block.metrics | metrics), texts, encoded)
 
     def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:
         encoded = encode_or_zero(encoder, tokens, self.batch_tokens, self.witness)
@@ -97,17 +103,21 @@ class EncodeBlocks:
             replace_process()
         raise error
 
-    def _with_vectors(self, shard: Shard, block: Block, encoded: Encoded) -> Block:
-        settings, documents = self.settings, block.documents.drop_columns([TOKEN_IDS])
-        vectors_ND = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
+    def _with_vectors(self, shard: Shard, block: Block, texts: Texts, encoded: Encoded) -> Block:
+        settings, documents, text_N = self.settings, block.documents.drop_columns([TOKEN_IDS]), texts.text_N
+        vectors_MD = finish(encoded.vectors_ND, settings.dimensions, settings.normalize)
         if not encoded.done_N.all():
-            block, good_N = _without_vectors(shard, block, documents, encoded.done_N, encoded.failures)
-            documents, vectors_ND = documents.filter(pa.array(good_N)), vectors_ND[good_N]
+            failed_N = np.flatnonzero(np.isin(text_N, list(encoded.failures))).tolist()
+            failures = {row: encoded.failures[int(text_N[row])] for row in failed_N}
+            block, good_N = _without_vectors(shard, block, documents, texts.spread(encoded.done_N), failures)
+            documents, text_N = documents.filter(pa.array(good_N)), text_N[good_N]
+            vectors_MD = vectors_MD[encoded.done_N]
         names = ["embedding", "scale"] if settings.stored == "int8" else ["embedding"]
-        for name, column in zip(names, to_stored(vectors_ND, settings.stored), strict=True):
-            documents = documents.append_column(name, column)
         now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", tz="UTC"))
-        documents = documents.append_column("created_timestamp", pa.repeat(now, documents.num_rows))
+        new = dict(zip(names, to_stored(vectors_MD, settings.stored), strict=True))
+        for name, time_of_it in (("created_timestamp", now), ("event_timestamp", settings.event_time)):
+            new[name] = pa.repeat(time_of_it, len(vectors_MD))
+        documents = with_vectors(documents, text_N, encoded.done_N, pa.table(new))
         metrics = block.metrics | {
             "padded_tokens": float(encoded.padded_tokens),
             "encode_seconds": encoded.seconds,
@@ -115,6 +125,18 @@ class EncodeBlocks:
             "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
         }
         return replace(block, documents=documents, metrics=metrics)
+
+
+def _token_metrics(lengths_M: NDArray[np.int64]) -> dict[str, float]:
+    """Return the tokens of the texts that are encoded, and their histogram; empty texts have none."""
+    sent_M = lengths_M[lengths_M > 0]
+    buckets = np.bincount(np.searchsorted(TOKEN_BUCKETS, sent_M), minlength=len(TOKEN_BUCKETS) + 1)
+    counts = {f"tokens_bucket_{bucket}": float(rows) for bucket, rows in enumerate(buckets)}
+    return {"tokens": float(sent_M.sum()), **counts}
+
+
+def _truncated(documents: pa.Table, texts: Texts) -> float:
+    return float(np.count_nonzero(documents["truncated"].to_numpy()[texts.rows_M]))
 
 
 def _without_vectors(

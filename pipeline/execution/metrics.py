@@ -25,6 +25,15 @@ ISOLATED = (
 OUT_OF_MEMORY = "a device ran out of memory at the batch_tokens of the config"
 
 
+NOT_TAKEN_OVER = {
+    "unreadable_texts": "known texts were encoded again: Parts of the snapshot before could not be read or held other "
+    "texts; `verify` says which",
+    "scattered_texts": "known texts were encoded again: they lie so scattered over the snapshot before that reading "
+    "its Parts for them would have taken longer",
+}
+"""Counter of a Block → end of the warning about it."""
+
+
 @dataclass(slots=True)
 class RunReport:
     """One run, from plan to publish; `to_json` is what `--json` prints and `reports/` keeps."""
@@ -48,7 +57,15 @@ class RunReport:
     """How many rows those were."""
     rows_read: int = 0
     embedded: int = 0
+    """Rows that have a vector of this run."""
     reused: int = 0
+    """Rows that have a vector of an earlier run."""
+    taken_over: int = 0
+    """Of the reused ones, rows of new or changed files whose text was known."""
+    encoded_texts: int = 0
+    """Texts that the encoder was given: fewer than `embedded` where texts repeat, more where chunks are cut."""
+    repeated_texts: int = 0
+    """Rows (or chunks) that have the vector of an equal one of this run."""
     quarantined: int = 0
     deduplicated: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -103,9 +120,16 @@ class RunReport:
     def add(self, receipt: BlockReceipt) -> None:
         """Count one Block that this run has encoded and written."""
         self.rows_read += receipt.rows_read
-        self.embedded += receipt.embedded
         self.count_parts(receipt)
         metrics = receipt.metrics
+        taken_over = int(metrics.get("reused", 0))
+        self.embedded += receipt.embedded - taken_over
+        self.reused += taken_over
+        self.taken_over += taken_over
+        self.encoded_texts += int(metrics.get("encoded_texts", 0))
+        self.repeated_texts += int(metrics.get("repeated_texts", 0))
+        for counter, why in NOT_TAKEN_OVER.items():
+            self._warn_of(why, int(metrics.get(counter, 0)))
         self.tokens += int(metrics.get("tokens", 0))
         self.padded_tokens += int(metrics.get("padded_tokens", 0))
         self.truncated += int(metrics.get("truncated", 0))
@@ -121,6 +145,13 @@ class RunReport:
             self.warnings.append(f"{OUT_OF_MEMORY}; the run went on with {safe}: set runtime.batch_tokens to that")
         for bucket in range(len(self.token_histogram)):
             self.token_histogram[bucket] += int(metrics.get(f"tokens_bucket_{bucket}", 0))
+
+    def _warn_of(self, why: str, texts: int) -> None:
+        """Add to a warning that begins with a number of texts."""
+        earlier = [warning for warning in self.warnings if warning.endswith(why)]
+        total = texts + sum(int(warning.split()[0]) for warning in earlier)
+        if total:
+            self.warnings = [*(warning for warning in self.warnings if warning not in earlier), f"{total} {why}"]
 
     def add_reused(self, receipt: BlockReceipt) -> None:
         """Count one Block whose Parts an earlier run has written."""

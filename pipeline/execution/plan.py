@@ -24,6 +24,7 @@ from pipeline.storage.listing import list_source
 from pipeline.storage.partitions import is_partitionable
 from pipeline.storage.readers import ReadColumns
 from pipeline.storage.snapshots import Snapshot, decode_schema, encode_schema, load_snapshot
+from pipeline.storage.text_index import IndexReference
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Plan:
     """By Shard: positions of the rows whose id stands before them (`duplicate_ids: keep_first`)."""
     redo: Mapping[str, int]
     """Shards that this run does anew because of their quarantine → rows they had in it; none = a plain run."""
+    known: IndexReference | None = None
+    """Index of the texts whose vectors the parent holds, once it is written: making a Plan writes nothing."""
 
     @property
     def folder(self) -> str:

@@ -205,6 +205,8 @@ def _facts(report: "RunReport") -> dict[str, str]:
         "started": _moment(report.started_at),
         "source": f"{counted(report.source_files, 'file')}, {byte_size(report.source_bytes)}",
         "shards": f"{report.shards:,}, of which {report.shards_reused:,} were done before",
+        "texts encoded": f"{report.encoded_texts:,}" if report.encoded_texts != report.embedded else "",
+        "known texts": f"{report.taken_over:,} rows of new or changed files" if report.taken_over else "",
         "output": report.output_uri,
         "snapshot folder": report.folder,
         "run": report.run_key,

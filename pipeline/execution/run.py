@@ -27,6 +27,7 @@ from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
 from pipeline.execution.publish import publish
 from pipeline.execution.report import render_html, report_json
+from pipeline.execution.reuse import with_index
 from pipeline.execution.rounds import planned_redo
 from pipeline.execution.settings import output_dimension, recipe_facts, stage_settings
 from pipeline.records import BlockReceipt, Reason
@@ -119,6 +120,9 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
         output_dimension(config, description)
         receipts: list[BlockReceipt] = []
         if plan.embed:
+            watch(Progress("looking up known texts"))
+            plan, warnings = with_index(plan, store)
+            report.warnings += warnings
             receipts = _encode_missing(config, plan, description, planned_at, journal, report, watch)
         watch(Progress("publishing", report.rows_read, report.tokens, 1.0, report.quarantined))
         publishing = time.perf_counter()

@@ -54,6 +54,7 @@ def stage_settings(
             "version": pipeline.__version__,
         },
         event_time=planned_at,
+        known=plan.known,
     )
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipeline.execution.attempts import Attempts, Marks
 from pipeline.execution.model import ModelReference
 from pipeline.storage.readers import ReadColumns
+from pipeline.storage.text_index import IndexReference
 from pipeline.text.tokenizer import TokenizerSpec
 
 
@@ -36,5 +37,7 @@ class StageSettings:
     metadata: dict[str, Any]
     event_time: pa.Scalar
     """First run that saw the text, where the source has no time of its own."""
+    known: IndexReference | None = None
+    """Of the Snapshot whose vectors are taken over; None = everything is encoded."""
     attempts: Marks = field(default_factory=Attempts)
     """Where workers mark what they begin and end."""

@@ -16,17 +16,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import hash_strings, one_array
-from pipeline.encoder.packed import only
 from pipeline.execution.attempts import Attempts, marked
 from pipeline.execution.encode_stage import EncodeBlocks
 from pipeline.execution.isolated import in_halves, survivors
-from pipeline.execution.metrics import TOKEN_BUCKETS
+from pipeline.execution.reuse import find_known, with_stored
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.execution.travelling import from_rows, positions, quarantined, to_row
-from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile
-from pipeline.schemas import TEXT, TOKEN_IDS, rows_counted
+from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
+from pipeline.schemas import FATE, TEXT, TOKEN_IDS, rows_counted
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.isolated_reader import read_shard_isolated
+from pipeline.storage.known import Fate
 from pipeline.storage.parquet import PartName, publish_part
 from pipeline.storage.partitions import split_by_partition
 from pipeline.storage.readers import read_shard
@@ -108,8 +108,7 @@ def tokenize_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Tab
         started = time.perf_counter()
         with marked(settings.attempts, "tokenize", shard, block.number) as verdict:
             block = (tokenize_survivors if verdict.is_deadly else tokenize)(shard, block, settings)
-        metrics = block.metrics | _token_metrics(block.documents)
-        metrics["tokenize_seconds"] = time.perf_counter() - started
+        metrics = block.metrics | {"tokenize_seconds": time.perf_counter() - started}
         yield to_row(shard, replace(block, metrics=metrics))
 
 
@@ -152,33 +151,40 @@ def tokenize_documents(documents: pa.Table, settings: StageSettings) -> pa.Table
             documents = documents.append_column(name, pa.array(values))
         texts = chunks.texts
     sent = with_prompt(texts, spec.prompt)
-    tokens, truncated_N = _tokenizer(spec)(sent, spec.max_tokens)
+    hashes = hash_strings(sent)
+    is_sent_N = np.ones(len(texts), np.bool_)
     if settings.columns.empty_text == "zero":
-        is_sent_N = np.ones(len(texts), np.bool_)
         is_sent_N[empty_texts(texts)] = False
-        tokens, truncated_N = only(tokens, is_sent_N), truncated_N & is_sent_N
+    found = find_known(hashes, is_sent_N, settings)
+    is_known_N = found.fate_N == Fate.KNOWN
+    tokens, truncated_N = _tokenized(sent, is_sent_N & ~is_known_N, spec)
+    counts_N = tokens.lengths_N
+    if found.stored.num_rows:
+        counts_N[is_known_N] = found.stored["tokens"].to_numpy()
+        truncated_N[is_known_N] = found.stored["truncated"].to_numpy()
     ids = pa.ListArray.from_arrays(pa.array(tokens.offsets_N1, pa.int32()), pa.array(tokens.token_ids_T))
-    return (
-        documents.append_column("tokens", pa.array(tokens.lengths_N, pa.int32()))
+    documents = (
+        documents.append_column("tokens", pa.array(counts_N, pa.int32()))
         .append_column("truncated", pa.array(truncated_N))
-        .append_column("text_hash", hash_strings(sent))
+        .append_column("text_hash", hashes)
         .append_column(TOKEN_IDS, ids)
     )
+    return with_stored(documents, found, settings)
+
+
+def _tokenized(
+    sent: pa.Array, is_asked_N: NDArray[np.bool_], spec: TokenizerSpec
+) -> tuple[TokenBatch, NDArray[np.bool_]]:
+    """Return the tokens of N texts and which were cut; those not asked for have none."""
+    asked, is_cut_M = _tokenizer(spec)(sent.filter(pa.array(is_asked_N)), spec.max_tokens)
+    lengths_N, truncated_N = np.zeros(len(sent), np.int64), np.zeros(len(sent), np.bool_)
+    lengths_N[is_asked_N], truncated_N[is_asked_N] = asked.lengths_N, is_cut_M
+    return TokenBatch(asked.token_ids_T, np.concatenate(([0], np.cumsum(lengths_N)))), truncated_N
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
     return load_tokenizer(spec)
-
-
-def _token_metrics(documents: pa.Table) -> dict[str, float]:
-    tokens_N = documents["tokens"].to_numpy()
-    buckets = np.bincount(np.searchsorted(TOKEN_BUCKETS, tokens_N), minlength=len(TOKEN_BUCKETS) + 1)
-    return {
-        "tokens": float(tokens_N.sum()),
-        "truncated": float(pc.sum(documents["truncated"]).as_py() or 0),
-        **{f"tokens_bucket_{bucket}": float(rows) for bucket, rows in enumerate(buckets)},
-    }
 
 
 def write_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
@@ -202,13 +208,14 @@ def write_block(store: Store, shard: Shard, block: Block, settings: StageSetting
     sources = [[span.file.uri, span.file.version, span.position] for span in shard.spans]
     metadata = settings.metadata | {"sources": sources}
     parts: list[Part] = []
-    documents_read = len(pc.unique(positions(block.documents)))
+    documents_read, encoded = _documents(block.documents)
     for partition, rows in split_by_partition(block.documents, settings.partition_by):
         documents = block.documents.take(rows) if settings.partition_by else block.documents
         if partition is None:
             columns = ", ".join(settings.partition_by)
             block = quarantined(shard, block, documents, Reason.PARTITION_VALUE, f"{columns}: cannot name a folder")
-            documents_read -= len(pc.unique(positions(documents)))
+            left_out, left_out_encoded = _documents(documents)
+            documents_read, encoded = documents_read - left_out, encoded - left_out_encoded
         elif documents.num_rows:
             name = PartName("embeddings", settings.snapshot_folder, partition, shard.shard_id, block.number)
             parts.append(publish_part(store, name, _part_table(documents, settings), metadata))
@@ -227,15 +234,18 @@ def write_block(store: Store, shard: Shard, block: Block, settings: StageSetting
         documents_read,
         reasons.total(),
         tuple(parts),
-        dict(block.metrics),
+        block.metrics | {"reused": float(documents_read - encoded)},
         dict(reasons),
         int(block.metrics.get("deduplicated", 0)),
         block.quarantine.num_rows,
     )
 
 
+def _documents(rows: pa.Table) -> tuple[int, int]:
+    """Return how many documents these rows are of, and of how many a row was encoded in this run."""
+    is_encoded = pc.not_equal(rows[FATE], Fate.KNOWN)
+    return len(pc.unique(positions(rows))), len(pc.unique(positions(rows.filter(is_encoded))))
+
+
 def _part_table(documents: pa.Table, settings: StageSettings) -> pa.Table:
-    times = pa.repeat(settings.event_time, documents.num_rows)
-    return (
-        documents.append_column("event_timestamp", times).select(settings.part_schema.names).cast(settings.part_schema)
-    )
+    return documents.select(settings.part_schema.names).cast(settings.part_schema)

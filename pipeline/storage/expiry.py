@@ -20,6 +20,7 @@ RUN_FILE = re.compile(r"(?:(?:snapshots|quarantine)/\d{8}-|_meta/runs/|reports/)
 CLAIM_FILE = re.compile(r"_meta/claims/(\d{8})/")
 TABLE = re.compile(r"_meta/snapshots/(\d{8})-\w+\.(?:parts|shards)\.parquet")
 """Of a Snapshot that was not published, if its number is taken; else a run may yet adopt it."""
+INDEX_FILE = re.compile(r"_meta/snapshots/(\d{8})\.index/")
 TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe)/")
 """Of a writer that died."""
 
@@ -105,36 +106,36 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
     }
     young = {key for key, stat in found.items() if stat.modified_at >= older_than}
     kept = [number for number in numbers if number in numbers[-keep:] or snapshot_key(number) in young]
-    marked, kept_runs = _marked(store, kept)
+    marked, kept_groups = _marked(store, kept)
     groups = _groups(found.keys() - marked, (numbers or [0])[-1])
     removals: list[Removal] = []
     for number in sorted(set(numbers) - set(kept)):
         if snapshot := load_snapshot(store, number):
-            own = [*snapshot.record.tables.values(), f"run {snapshot.record.run_key}"]
+            own = [*snapshot.record.tables.values(), f"run {snapshot.record.run_key}", f"index {number}"]
             keys = [key for name in own for key in groups.pop(name, [])]
             removals.append(_removal(f"snapshot {number}", keys, found, snapshot=number))
     # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
-    unfinished = {name for name in groups if name.startswith("run ") and name not in kept_runs}
+    unfinished = {name for name in groups if name.startswith("run ") and name not in kept_groups}
     spared = unfinished if any(young.intersection(groups[name]) for name in unfinished) else set()
     for name, keys in groups.items() if with_leftovers else ():
-        if name not in kept_runs | spared and not young.intersection(keys):
+        if name not in kept_groups | spared and not young.intersection(keys):
             dead_run = name.removeprefix("run ") if name.startswith("run ") else None
             removals.append(_removal(name, keys, found, dead_run=dead_run))
     return Expiry(tuple(kept), tuple(removals), not with_leftovers)
 
 
 def _marked(store: Store, kept: Sequence[int]) -> tuple[set[str], set[str]]:
-    """Return what the kept Snapshots name, and the groups of the runs that have published them."""
+    """Return what the kept Snapshots name, and the groups that belong to them: their runs and indexes."""
     marked: set[str] = set()
-    runs: set[str] = set()
+    groups: set[str] = set()
     for number in kept:
         snapshot = load_snapshot(store, number)
         if snapshot is None:
             raise StorageError(f"{store.uri}: snapshot {number} was listed and is gone: another expiry is at work")
         columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path"))
         marked |= {part_key(*part) for part in zip(*columns, strict=True)} | {*snapshot.record.tables.values()}
-        runs.add(f"run {snapshot.record.run_key}")
-    return marked, runs
+        groups |= {f"run {snapshot.record.run_key}", f"index {number}"}
+    return marked, groups
 
 
 def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
@@ -145,6 +146,8 @@ def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
             groups[f"run {match[1]}"].append(key)
         elif (match := CLAIM_FILE.match(key)) and int(match[1]) <= newest:
             groups[f"claim {int(match[1])}"].append(key)
+        elif match := INDEX_FILE.match(key):
+            groups[f"index {int(match[1])}"].append(key)
         elif TEMPORARY_FILE.match(key) or ((match := TABLE.match(key)) and int(match[1]) <= newest):
             groups[key].append(key)
     return groups

@@ -61,17 +61,18 @@ def remote_folder_identity(uri: str) -> str:
     return _identity(_list(uri))
 
 
-def fetch_folder(uri: str, identity: str) -> Path:
+def fetch_folder(uri: str, identity: str, shelf: str = "models") -> Path:
     """Return a local copy of a folder on a store, fetching it unless this node has it whole already.
 
     Args:
         uri: the folder.
         identity: as `remote_folder_identity` gave it; names the copy.
+        shelf: folder of the cache that holds it.
 
     Raises:
         StorageError: it cannot be fetched, was changed meanwhile, or has a file that would land elsewhere.
     """
-    target = cache_root() / "models" / identity
+    target = cache_root() / shelf / identity
     contents = target.with_suffix(".json")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.parent.chmod(PRIVATE)

@@ -61,18 +61,39 @@ def find_repeats(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_R
     Raises:
         StorageError: the temporary folder is full.
     """
+    for _, repeats_R2 in _passes(pieces, sorted_rows):
+        yield repeats_R2
+
+
+def distinct(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_ROWS) -> Iterator[NDArray[np.void]]:
+    """Yield each hash once, with the smallest place it stands at, ordered by hash; memory and errors as `find_repeats`.
+
+    Yields:
+        Rows in the dtype PLACED; equal leading halves are never in two of these arrays.
+    """
+    for firsts, _ in _passes(pieces, sorted_rows):
+        if len(firsts):
+            yield firsts
+
+
+def _passes(
+    pieces: Iterable[NDArray[np.void]], sorted_rows: int
+) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint64]]]:
+    """Yield hashes, each once and ordered, as soon as all equal ones were seen; and repeats as they are found."""
     with tempfile.TemporaryDirectory(prefix="hashes-") as name:
         folder, firsts = Path(name), None
         for rows in _gathered(pieces, sorted_rows):
             if firsts is not None:
                 _spill(firsts, folder)
             firsts, repeats_R2 = _firsts_and_repeats(rows)
-            yield repeats_R2
+            yield rows[:0], repeats_R2
         buckets = list(folder.iterdir())
+        if firsts is not None and not buckets:
+            yield firsts, np.empty((0, 2), np.uint64)
         if firsts is not None and buckets:
             _spill(firsts, folder)
         for bucket in sorted(folder.iterdir()):
-            yield _firsts_and_repeats(np.fromfile(bucket, PLACED))[1]
+            yield _firsts_and_repeats(np.fromfile(bucket, PLACED))
             bucket.unlink()
 
 

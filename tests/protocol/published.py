@@ -78,6 +78,8 @@ class Published:
         parts = {key for top in ("snapshots", "quarantine") for key in self.store.files(top)}
         assert parts == self.keys.keys(), f"left or missing: {sorted(parts ^ self.keys.keys())}"
         assert self.store.folders("_meta/runs") == [self.record.run_key], "a run was left"
+        indexes = {key.split("/")[2] for key in self.store.files("_meta/snapshots") if ".index/" in key}
+        assert indexes <= {f"{self.number:08d}.index"}, "an index was left"
         used = {part["folder"] for part in self.parts}
         assert set(self.store.folders("snapshots")) <= used, "a folder was left"
 

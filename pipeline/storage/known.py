@@ -1,0 +1,130 @@
+"""Known vectors: what a Snapshot holds of texts that come again, looked up by their hashes."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.arrow import one_array
+from pipeline.errors import StorageError
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import read_columns
+from pipeline.storage.text_index import TextIndex, part_and_row
+
+CACHE_BYTES = 256 * 2**20
+"""Of Parts that are kept by each process, the newest one however large: neighbours want the same."""
+
+MANY_PARTS, FEW_ROWS = 64, 1 / 64
+"""A look-up reads that many Parts in any case, those with most of its rows; a further one only if it wants such a share
+of its rows. Reading a Part of 16,384 vectors for one of them costs more than encoding a text (2026-11)."""
+
+
+class Fate(IntEnum):
+    """What came of looking a text up."""
+
+    NEW = 0
+    """The Snapshot does not hold it, or nobody has looked."""
+    KNOWN = 1
+    UNREADABLE = 2
+    """Its Part is gone or damaged, or holds another text than the index says."""
+    SCATTERED = 3
+    """It is held, and too few others of the same Part are wanted to be worth reading it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of N texts."""
+
+    fate_N: NDArray[np.int8]
+    """`Fate` of each."""
+    stored: pa.Table
+    """The known ones, in their order: `text_hash` and the columns asked for; without columns if there are none."""
+
+
+class KnownVectors:
+    """The vectors of a Snapshot, to be found by the hash of their text.
+
+    Args:
+        store: the output.
+        index: of the Snapshot.
+        columns: of its Parts, what is wanted of them.
+    """
+
+    def __init__(self, store: Store, index: TextIndex, columns: tuple[str, ...]) -> None:
+        self.store, self.index = store, index
+        self.columns = [name for name in columns if name != "text_hash"]
+        self._cached: OrderedDict[int, pa.Table] = OrderedDict()
+        self._unreadable: set[int] = set()
+
+    def look_up(self, hashes: pa.Array) -> Found:
+        """Return what is known of the texts with these hashes; memory is that of the result, a Part and the cache.
+
+        Args:
+            hashes: N × fixed_size_binary(16).
+        """
+        places_N = self.index.find(hashes)
+        rows_K = np.flatnonzero(places_N >= 0)
+        part_K, place_K = part_and_row(places_N[rows_K])
+        order_K = np.lexsort((place_K, part_K))
+        rows_K, part_K, place_K = rows_K[order_K], part_K[order_K], place_K[order_K]
+        parts, starts, counts = np.unique(part_K, return_index=True, return_counts=True)
+        fate_N = np.zeros(len(places_N), np.int8)
+        tables, rows = [], []
+        cold = 0
+        for nth in np.argsort(-counts, kind="stable").tolist():
+            part, here = int(parts[nth]), slice(starts[nth], starts[nth] + counts[nth])
+            cold += part not in self._cached
+            if part not in self._cached and self._is_scattered(part, cold, int(counts[nth])):
+                fate_N[rows_K[here]] = Fate.SCATTERED
+                continue
+            fate_N[rows_K[here]] = Fate.UNREADABLE
+            table = self._part(part)
+            if table is not None:
+                found, is_same = _taken(table, place_K[here], hashes.take(pa.array(rows_K[here])))
+                tables.append(found)
+                rows.append(rows_K[here][is_same])
+                fate_N[rows[-1]] = Fate.KNOWN
+        return Found(fate_N, _in_order(tables, rows))
+
+    def _is_scattered(self, part: int, cold: int, wanted: int) -> bool:
+        """Whether a Part is the reading not worth, after so many that had to be read."""
+        return cold > MANY_PARTS and part < len(self.index.rows_P) and wanted < FEW_ROWS * self.index.rows_P[part]
+
+    def _part(self, part: int) -> pa.Table | None:
+        """Return the columns of a Part, None if they cannot be read; that is not tried twice."""
+        if part in self._unreadable or part >= len(self.index.keys):
+            return None
+        if part in self._cached:
+            self._cached.move_to_end(part)
+            return self._cached[part]
+        try:
+            table = read_columns(self.store, self.index.keys[part], ["text_hash", *self.columns])
+        except StorageError:
+            self._unreadable.add(part)
+            return None
+        self._cached[part] = table
+        while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > CACHE_BYTES:
+            self._cached.popitem(last=False)
+        return table
+
+
+def _taken(table: pa.Table, place_K: NDArray[np.int64], hashes: pa.Array) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Return the rows at these places that are indeed of these hashes, and which those are."""
+    is_same_K = place_K < table.num_rows
+    found = table.take(pa.array(place_K[is_same_K]))
+    is_same = pc.equal(one_array(found["text_hash"]), hashes.filter(pa.array(is_same_K)))
+    is_same_K[is_same_K] = is_same.to_numpy(zero_copy_only=False)
+    return (found if pc.all(is_same).as_py() else found.filter(is_same)), is_same_K
+
+
+def _in_order(tables: list[pa.Table], rows: list[NDArray[np.int64]]) -> pa.Table:
+    """Return the tables as one, ordered by the rows they are for."""
+    if not tables:
+        return pa.table({})
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    table = pa.concat_tables(tables)
+    return table if (order[1:] > order[:-1]).all() else table.combine_chunks().take(pa.array(order))
