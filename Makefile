@@ -8,10 +8,10 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test chaos check format bench clean $(VENV)
+.PHONY: help venv demo test chaos check format bench bench-full clean $(VENV)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## fetch a model and reviews, start an S3 server, embed S3 to S3, show the result
 	@$(BIN)/python -m jobs demo
@@ -31,8 +31,11 @@ format: $(STAMP) ## sort imports and format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure this machine; choose with ARGS=…
+bench: $(STAMP) ## compare with other ways and measure this machine, 20 minutes; choose with ARGS='--only encoders'
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-full: $(STAMP) ## every benchmark, the comparisons with 100,000 rows (hours)
+	@$(BIN)/python -m tests.benchmarks --full $(ARGS)
 
 clean: ## remove .venv and everything made here
 	@rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,56 +1,85 @@
-"""`make bench`: run the benchmarks, print a table, keep the figures as JSON."""
+"""`make bench`: run the benchmarks, print tables, keep the figures as JSON and as a picture."""
 
 import argparse
 import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import data_plane, faults, ids, overhead
+from rich.console import Console
+
+from tests.benchmarks import data_plane, encoders, faults, ids, overhead
+from tests.benchmarks.chart import write_chart
+from tests.benchmarks.table import Line, shown
+
+Part = Callable[[], Iterator[Line]]
 
 
 def main() -> None:
-    """Run what was asked for and print each line as it is known."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument(
-        "--only", choices=["data-plane", "overhead", "faults", "ids"], help="one of them (default: all)"
-    )
-    parser.add_argument("--rounds", type=int, help="repetitions (default: 3 of the data plane, 2 of the others)")
-    parser.add_argument(
-        "--rows",
-        type=int,
-        default=17_410,
-        help="reviews of the overhead, a fifth for the faults (%(default)s)",
-    )
-    options = parser.parse_args()
+    """Run what was asked for; one that fails says so and does not end the others."""
+    options = _parser().parse_args()
     folder = Path(".bench").resolve()
     folder.mkdir(exist_ok=True)
-    lines: list[dict[str, object]] = []
-    if options.only in (None, "ids"):
-        lines += _shown(ids.measure(folder))
-    if options.only in (None, "data-plane"):
-        lines += _shown(data_plane.measure(folder, options.rounds or 3))
-    if options.only in (None, "overhead"):
-        lines += _shown(overhead.measure(folder, options.rounds or 2, options.rows))
-    if options.only in (None, "faults"):
-        lines += _shown(faults.measure(folder, options.rounds or 2, options.rows // 5))
-    result = {"measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": _machine()}
-    (folder / "results.json").write_text(json.dumps(result | {"results": lines}, indent=2), encoding="utf-8")
-    print(f"\nkept in {folder / 'results.json'}")
+    console = Console(width=None if os.isatty(1) else 170)
+    parts = _parts(folder, options)
+    for name in [options.only] if options.only else (parts if options.full else QUICK):
+        lines = list(shown(_guarded(name, parts[name]), console))
+        _keep(folder / "results.json", name, lines)
+    kept = [line for lines in _kept(folder / "results.json").values() for line in lines["lines"]]
+    if write_chart(kept, folder / "encoders.svg"):
+        console.print(f"\npicture: {folder / 'encoders.svg'}", highlight=False)
+    console.print(f"kept in {folder / 'results.json'}", highlight=False)
 
 
-def _shown(lines: Iterable[dict[str, object]]) -> list[dict[str, object]]:
-    kept = []
-    for line in lines:
-        print(f"\n{line['benchmark']}")
-        for name, value in line.items():
-            if name != "benchmark":
-                print(f"  {name.replace('_', ' '):<24} {value}", flush=True)
-        kept.append(line)
-    return kept
+QUICK = ("encoders",)
+"""What runs without an option: within 20 minutes on two cores."""
+
+
+def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
+    """Return the benchmarks by name, those first that say most."""
+    rounds, rows = options.rounds, options.rows or 17_410
+    seconds = options.seconds
+    return {
+        "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 7.0, options.model),
+        "ids": lambda: ids.measure(folder),
+        "data-plane": lambda: data_plane.measure(folder, rounds or 3),
+        "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
+        "faults": lambda: faults.measure(folder, rounds or 2, rows // 5),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    names = list(_parts(Path(), argparse.Namespace(rounds=None, rows=None, seconds=None, model=None)))
+    parser.add_argument("--only", choices=names, help=f"one of them (default: {', '.join(QUICK)})")
+    parser.add_argument("--full", action="store_true", help="all of them, the comparisons with 100,000 rows")
+    parser.add_argument("--rounds", type=int, help="repetitions")
+    parser.add_argument("--seconds", type=float, help="of encoders and peers: per variant and round")
+    parser.add_argument("--model", help="of encoders: only m3e-small, or only BERT-large")
+    parser.add_argument("--rows", type=int, help="reviews of the overhead, a fifth for the faults (17410)")
+    return parser
+
+
+def _guarded(name: str, part: Part) -> Iterator[Line]:
+    try:
+        yield from part()
+    except Exception as error:  # noqa: BLE001  the edge of a benchmark: what is left of them goes on
+        yield {"benchmark": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+
+
+def _kept(path: Path) -> dict[str, dict[str, list[Line]]]:
+    results: dict[str, dict[str, list[Line]]] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return results if all(isinstance(part, dict) and "lines" in part for part in results.values()) else {}
+
+
+def _keep(path: Path, name: str, lines: list[Line]) -> None:
+    """Put the figures of one benchmark in the place of those it had before."""
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    part = {"measured_at": when, "machine": _machine(), "lines": lines}
+    path.write_text(json.dumps(_kept(path) | {name: part}, indent=2), encoding="utf-8")
 
 
 def _machine() -> dict[str, object]:

@@ -1,0 +1,156 @@
+"""What is compared as a library: sentence-transformers as its documentation says, and our encoder loop per engine."""
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import Recipe
+from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.vectors import finish
+from pipeline.execution.model import open_encoder, resolve_model
+from pipeline.text.tokenizer import FastTokenizer
+from tests.benchmarks.models import Model
+from tests.benchmarks.rounds import Encode, Variant
+
+CORES = os.cpu_count() or 1
+BATCH_TOKENS = 16384
+"""As `runtime.batch_tokens` is by default."""
+
+POOL_CHUNK = 1000
+"""Texts that a process of a pool sorts by length together; much smaller ones, as by default, cost it up to half."""
+
+
+class SentenceTransformerModel(Protocol):
+    """What is used of sentence_transformers.SentenceTransformer, which has no types that mypy follows here."""
+
+    def encode(self, inputs: list[str], **options: Any) -> NDArray[np.float32]: ...
+    def start_multi_process_pool(self, target_devices: list[str]) -> dict[str, Any]: ...
+    def stop_multi_process_pool(self, pool: dict[str, Any]) -> None: ...
+    def bfloat16(self) -> object: ...
+
+
+def peers(model: Model, with_pool: bool) -> list[Variant]:
+    """Return the ways of sentence-transformers; the first is the float32 reference."""
+    variants = [
+        Variant("encode", "float32", partial(_encode, model, "float32")),
+        Variant("encode", "bfloat16", partial(_encode, model, "bfloat16")),
+    ]
+    if with_pool:
+        pool = partial(_encode_with_pool, model)
+        variants.append(Variant(f"encode, pool of {CORES} processes", "float32", pool, POOL_CHUNK * CORES))
+    return variants
+
+
+def ours(model: Model) -> list[Variant]:
+    """Return our encoder loop, once per engine that is installed and per number type."""
+    return [
+        Variant(f"ours, {engine}", precision, partial(_ours, model, engine, precision))
+        for engine in engines()
+        for precision in ("float32", "bfloat16")
+    ]
+
+
+def engines() -> list[str]:
+    """Return the names of the engines that can run here."""
+    found = ["torch"]
+    if "engine" in inspect.signature(open_encoder).parameters and importlib.util.find_spec("openvino"):
+        found.append("openvino")
+    return found
+
+
+def open_engine(model: Model, engine: str, precision: str) -> Encoder:
+    """Load a model as a run of ours does; the one place where the benchmarks know how."""
+    extra = {"engine": engine} if "engine" in inspect.signature(open_encoder).parameters else {}
+    load = cast("Any", open_encoder)
+    encoder: Encoder = load(resolve_model(Recipe(model=str(model.folder))), precision, "", CORES, **extra)
+    return encoder
+
+
+@contextmanager
+def _ours(model: Model, engine: str, precision: str) -> Iterator[Encode]:
+    encoder = open_engine(model, engine, precision)
+    tokenize, longest = model.tokenize, model.description.max_tokens
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        tokens, _ = tokenize(pa.array(texts), longest)
+        return finish(encode_packed(encoder, tokens, BATCH_TOKENS).vectors_ND, None, normalize=True)
+
+    yield encode
+    encoder.close()
+
+
+def _loaded(model: Model, precision: str) -> SentenceTransformerModel:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded: SentenceTransformerModel = SentenceTransformer(str(model.folder), device="cpu", local_files_only=True)
+    if precision == "bfloat16":
+        loaded.bfloat16()
+    return loaded
+
+
+@contextmanager
+def _encode(model: Model, precision: str) -> Iterator[Encode]:
+    import torch
+
+    loaded = _loaded(model, precision)
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        torch.set_num_threads(CORES)
+        return _as_numpy(loaded.encode(texts, **_options(precision)))
+
+    yield encode
+
+
+def _options(precision: str) -> dict[str, Any]:
+    # numpy has no bfloat16, so encode cannot give it one
+    how = {"convert_to_numpy": False, "convert_to_tensor": True} if precision == "bfloat16" else {}
+    return {"normalize_embeddings": True, "show_progress_bar": False, **how}
+
+
+def _as_numpy(vectors: Any) -> NDArray[np.float32]:
+    return cast("NDArray[np.float32]", vectors if isinstance(vectors, np.ndarray) else vectors.float().numpy())
+
+
+@contextmanager
+def _encode_with_pool(model: Model) -> Iterator[Encode]:
+    loaded = _loaded(model, "float32")
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # one process per core; two threads in each would fight for it
+    try:
+        pool = loaded.start_multi_process_pool(["cpu"] * CORES)
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        chunk = min(POOL_CHUNK, -(-len(texts) // CORES))
+        return _as_numpy(loaded.encode(texts, pool=pool, chunk_size=chunk, **_options("float32")))
+
+    try:
+        yield encode
+    finally:
+        loaded.stop_multi_process_pool(pool)
+
+
+def reference_tokenizer(model: Model) -> Any:
+    """Return the tokenizer of transformers that sentence-transformers calls."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model.folder)
+
+
+def fast_tokenizer(model: Model) -> FastTokenizer:
+    """Return the tokenizer of our tokenising workers."""
+    return FastTokenizer(str(model.description.tokenizer_json))

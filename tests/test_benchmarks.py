@@ -1,0 +1,106 @@
+"""The benchmarks themselves: same texts for all, a failure stays its own, figures of one part outlive another's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from tests.benchmarks import corpora
+from tests.benchmarks.__main__ import _keep, _kept
+from tests.benchmarks.models import m3e_small
+from tests.benchmarks.rounds import Encode, Texts, Variant, interleave, ratios
+
+TEXTS = Texts([f"text {n}" for n in range(100)], np.full(100, 100), lambda lengths_N: float(lengths_N.sum()))
+
+
+def vectors_of(texts: list[str]) -> NDArray[np.float32]:
+    return np.array([[1.0, float(text.split()[1])] for text in texts], np.float32)
+
+
+@contextmanager
+def honest() -> Iterator[Encode]:
+    yield vectors_of
+
+
+@contextmanager
+def broken() -> Iterator[Encode]:
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        raise RuntimeError("no such instruction")
+
+    yield encode
+
+
+@contextmanager
+def absent() -> Iterator[Encode]:
+    raise ImportError("not installed")
+    yield vectors_of
+
+
+@contextmanager
+def lying() -> Iterator[Encode]:
+    yield lambda texts: vectors_of(texts)[:, ::-1]
+
+
+def test_a_variant_that_fails_says_why_and_the_others_are_measured_in_every_round() -> None:
+    variants = [Variant(how.__name__, "float32", how) for how in (honest, broken, absent, lying)]
+    outcomes = interleave(variants, TEXTS, rounds=3, seconds=0.01, before_round=lambda: None)
+    assert [len(outcome.timed) for outcome in outcomes] == [3, 0, 0, 3]
+    assert [outcome.failure for outcome in outcomes][1:3] == [
+        "RuntimeError: no such instruction",
+        "ImportError: not installed",
+    ]
+    assert len(ratios(outcomes[3], outcomes[0])) == 3
+    assert ratios(outcomes[1], outcomes[0]) == []
+
+
+def test_a_variant_whose_vectors_are_others_is_seen_by_its_cosine() -> None:
+    variants = [Variant(how.__name__, "float32", how) for how in (honest, lying, honest)]
+    outcomes = interleave(variants, TEXTS, rounds=1, seconds=0.01, before_round=lambda: None)
+    assert outcomes[1].timed[0].min_cosine < 0.5
+    assert outcomes[2].timed[0].min_cosine == pytest.approx(1)
+
+
+def test_each_round_has_its_own_texts_and_a_faster_variant_more_of_the_same() -> None:
+    few, _ = TEXTS.of_round(1, 4, 10)
+    more, _ = TEXTS.of_round(1, 4, 30)
+    assert few == [f"text {n}" for n in range(25, 35)]
+    assert more[:10] == few
+
+
+def test_made_reviews_are_distinct_and_about_as_long_as_the_real_ones() -> None:
+    texts = corpora.reviews(25_000)
+    assert len(set(texts)) == 25_000
+    assert texts[:17_410] == corpora.reviews(17_410)
+    real, made = (np.array([len(text) for text in part]) for part in (texts[:17_410], texts[17_410:]))
+    assert 0.8 < made.mean() / real.mean() < 1.2
+    assert 0.8 < made.std() / real.std() < 1.2
+
+
+def test_queries_have_16_tokens_and_documents_fill_the_model() -> None:
+    tokenize = m3e_small().tokenize
+    queries, _ = tokenize(pa.array(corpora.queries(50, tokenize)), 512)
+    documents, is_cut_N = tokenize(pa.array(corpora.documents(20)), 512)
+    assert queries.lengths_N.tolist() == [16] * 50
+    assert documents.lengths_N.tolist() == [512] * 20
+    assert is_cut_N.all()
+
+
+def test_the_arithmetic_of_a_token_is_that_of_its_matrix_products() -> None:
+    layers, hidden, inner, length = 4, 512, 2048, 100
+    by_hand = layers * (length * (8 * hidden**2 + 4 * hidden * inner) + 4 * hidden * length**2)
+    assert m3e_small().flops(np.array([length])) == by_hand
+
+
+def test_the_figures_of_one_benchmark_outlive_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    _keep(path, "encoders", [{"benchmark": "a"}])
+    _keep(path, "ids", [{"benchmark": "b"}])
+    _keep(path, "encoders", [{"benchmark": "c"}])
+    assert {name: part["lines"] for name, part in _kept(path).items()} == {
+        "encoders": [{"benchmark": "c"}],
+        "ids": [{"benchmark": "b"}],
+    }
