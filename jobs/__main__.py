@@ -4,11 +4,12 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from pipeline import __version__
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 
 COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
@@ -48,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(MODULES.get(options.command, f"jobs.{options.command}"))
         return int(module.run(options))
+    except Stopped as error:
+        _tell(error, options.json)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(
+            error.exit_code
+        )  # Ray ends with this process; to wait for it would outlast the patience of who stops us
     except PipelineError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        if options.json:
-            print(_failure_json(error))
-        if error.report is not None and error.report.report_uri:
-            print(f"report: {error.report.report_uri}", file=sys.stderr)
+        _tell(error, options.json)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was encoded is kept, run the same command to go on", file=sys.stderr)
@@ -71,6 +74,15 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if behind:
         options.overrides = [*options.overrides, *behind]
     return options
+
+
+def _tell(error: PipelineError, as_json: bool) -> None:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        print(_failure_json(error))
+    if error.report is not None and error.report.report_uri:
+        print(f"report: {error.report.report_uri}", file=sys.stderr)
 
 
 def _failure_json(error: PipelineError) -> str:

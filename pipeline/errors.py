@@ -8,6 +8,7 @@ PipelineError                exit 1   anything below; the message alone must be 
 ├── StorageError             exit 1   the output store refused, lost or changed something
 │   └── AttemptsDiffer       exit 1   two attempts at one Block set other rows aside; run again, in a fresh folder
 ├── SnapshotConflict         exit 3   another run holds or published the output; run again
+├── Stopped                  exit 1   somebody asked the run to end; run again to go on
 └── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
 """
 
@@ -52,6 +53,10 @@ class SnapshotConflict(PipelineError):
     """Another run holds the output, or published the snapshot number this run was for."""
 
     exit_code = 3
+
+
+class Stopped(PipelineError):
+    """The run was asked to end. Ray still runs and ends with this process, which should not wait for it."""
 
 
 class ReconciliationError(PipelineError):

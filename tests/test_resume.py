@@ -91,7 +91,7 @@ def disturbed(path: str, output: str, how: signal.Signals) -> tuple[Finished, in
     driver = started("embed", path, "--json")
     wait_until(lambda: len([*Path(output).glob("_meta/runs/*/journal/*.json")]) > 1, driver)  # the first is the fence
     driver.send_signal(how)
-    finished = ended(driver, seconds=40)
+    finished = ended(driver)
     journal = read_journal(Store(output), run_key_of(output))
     assert journal.next_number >= 2
     return finished, sum(receipt.rows_read for _, receipt in journal.receipts)

@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import secrets
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +69,7 @@ def start_ray(runtime: Runtime) -> list[str]:
         Warnings for the report.
 
     Raises:
-        PipelineError: no cluster answers at this address.
+        PipelineError: no cluster answers at this address, or it refuses this process.
     """
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": address}
@@ -79,6 +81,8 @@ def start_ray(runtime: Runtime) -> list[str]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warning on constructor arguments, ray#53727
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
         _keep_to_this_machine()
+    else:
+        check_answers(address)
     try:
         with _without_native_stderr():
             ray.init(**options)
@@ -87,6 +91,34 @@ def start_ray(runtime: Runtime) -> list[str]:
     # Ray tells of dead workers on stdout, even with log_to_driver off, and has no other switch for it (2.60).
     ray._private.worker._worker_logs_enabled = False
     return [] if is_guarded(address, os.environ) else [OPEN_CLUSTER.format(address=address)]
+
+
+def check_answers(address: str, patience_seconds: float = 10.0) -> None:
+    """See that somebody listens at an address: Ray itself would wait for minutes, then end the process without a word.
+
+    Args:
+        address: as Ray takes it; what names no port is left to Ray.
+        patience_seconds: a cluster may just be starting.
+
+    Raises:
+        PipelineError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=max(1.0, patience_seconds)).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= deadline or isinstance(error, socket.gaierror | OverflowError):
+                raise PipelineError(
+                    f"nobody answers at {address} (runtime.ray_address, or RAY_ADDRESS): {error}; start the cluster, "
+                    "or mend the address"
+                ) from error
+            time.sleep(0.5)
+        else:
+            return
 
 
 def is_guarded(address: str, environment: Mapping[str, str]) -> bool:

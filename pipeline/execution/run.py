@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, StorageError
+from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
@@ -111,7 +112,7 @@ def run(config: JobConfig, watch: Watcher, retry: Collection[Reason] = ()) -> Ru
 def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch: Watcher) -> None:
     watch(Progress("opening the output"))
     store.check_writable()
-    with Claim(store, plan.number) as claim:
+    with _stopping_on_sigterm(), Claim(store, plan.number) as claim:
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         planned_at = _record_plan(store, plan, plan.run_key)
@@ -192,6 +193,7 @@ def _encode_missing(
     watch(Progress("starting Ray"))
     starting = time.perf_counter()
     report.warnings += start_ray(config.runtime)
+    _stop_on_sigterm()  # Ray has put a handler of its own in the place of ours
     try:
         configure_data()
         shares = divide(config.runtime)
@@ -207,33 +209,39 @@ def _encode_missing(
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
         stream = stream_healthy(todo, settings, config.runtime, shares)
         blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
-        with _stopping_on_sigterm():
-            receipts = _follow(blocks, sizes, journal, report, watch, starting)
+        receipts = _follow(blocks, sizes, journal, report, watch, starting)
         for node, error in attempts.excluded().items():
             report.warnings.append(f"node {node} was left out, its encoders failed on good texts ({error})")
         return receipts
     finally:
-        stop_ray()
+        if not isinstance(sys.exception(), Stopped):
+            stop_ray()
 
 
 @contextmanager
 def _stopping_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an error while Blocks are encoded, so that the Journal is written before the process ends.
-
-    Entered after Ray has started, whose own handler would end the process at once.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise PipelineError("stopped by SIGTERM; what was encoded is kept, run again to go on")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    """Turn SIGTERM into an error within, so that Journal and claim are written before the process ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    _stop_on_sigterm()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if _is_in_main_thread():
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _stop_on_sigterm() -> None:
+    """Raise Stopped at the next SIGTERM; a run in a thread of a program leaves signals to that program."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped by SIGTERM; what was encoded is kept, run again to go on")
+
+    if _is_in_main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _is_in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _follow(
@@ -327,10 +335,15 @@ def _report_standing(report: RunReport, plan: Plan) -> None:
 
 
 def _save_report(store: Store, report: RunReport) -> None:
-    """Write the report beside the output; a report that cannot be written fails no run."""
-    report.report_uri = store.uri_of(f"reports/{report.run_key}.html")
+    """Write the report beside the output; a report that cannot be written fails no run.
+
+    The page takes seconds to draw, which a run that was asked to end does not have.
+    """
+    has_page = not isinstance(sys.exception(), Stopped)
+    report.report_uri = store.uri_of(f"reports/{report.run_key}.{'html' if has_page else 'json'}")
     try:
-        store.put(f"reports/{report.run_key}.html", render_html(report).encode())
+        if has_page:
+            store.put(f"reports/{report.run_key}.html", render_html(report).encode())
         store.put(f"reports/{report.run_key}.json", report_json(report))
     except Exception as error:  # noqa: BLE001  a page that cannot be drawn must not make a published run a failed one
         logger.warning("event=report_failed uri=%s error=%s", report.report_uri, type(error).__name__)
