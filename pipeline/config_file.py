@@ -66,6 +66,10 @@ def _parse(path: str) -> tuple[dict[str, Any], Where]:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
@@ -121,7 +125,9 @@ def _suggestion(location: tuple[str, ...]) -> str:
     known = valid_keys()
     wanted = ".".join(location)
     if len(location) == 1:
-        return f"; the sections are {', '.join(JobConfig.model_fields)}"
+        near = difflib.get_close_matches(wanted, JobConfig.model_fields, 1, 0.5)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"{meant}; the sections are {', '.join(JobConfig.model_fields)}"
     elsewhere = [key for key in known if key.split(".")[1] == location[-1]]
     in_section = [key for key in known if key.startswith(f"{location[0]}.")]
     close = elsewhere or difflib.get_close_matches(wanted, in_section, 1, 0.5)

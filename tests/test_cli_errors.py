@@ -56,7 +56,7 @@ def test_a_config_that_is_not_there_is_named() -> None:
 
 def test_a_missing_column_is_named_with_the_nearest_one(tmp_path: Path, corpus: Path) -> None:
     path = config(tmp_path, corpus, tmp_path / "out")
-    assert_told(embed(path, "source.text_column=txt"), 1, "'txt'", "did you mean 'text'?", "a.parquet")
+    assert_told(embed(path, "source.text_column=txt"), 2, "'txt'", "did you mean 'text'?", "a.parquet", "text_column")
 
 
 @pytest.mark.parametrize("key", ["text_column", "id_column"])

@@ -47,8 +47,12 @@ def test_a_key_in_the_wrong_section_is_led_to_the_right_one(tmp_path: Path) -> N
 
 def test_an_unknown_section_is_answered_with_the_sections(tmp_path: Path) -> None:
     said = refusal(tmp_path, LEAST + "sorce:\n  uri: x\n")
-    assert "job.yaml:7: unknown key sorce" in said
+    assert "job.yaml:7: unknown key sorce; did you mean source?" in said
     assert "source, recipe, output, runtime" in said
+
+
+def test_a_line_that_is_no_yaml_is_told_by_its_number(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "source:\n\turi: x\n").startswith(f"{tmp_path}/job.yaml:2: not valid YAML: ")
 
 
 def test_every_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:

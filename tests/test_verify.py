@@ -317,12 +317,17 @@ def test_a_source_that_holds_other_rows_at_the_same_version_is_found(published: 
     assert found.detail.startswith("29 rows in the source, 30 read for Shard")
 
 
-def test_a_source_that_was_changed_or_is_gone_is_told_and_not_blamed(published: Path, tmp_path: Path) -> None:
+def test_a_source_that_was_changed_or_is_gone_is_told_and_only_a_sample_of_it_fails(
+    published: Path, tmp_path: Path
+) -> None:
     store, corpus = copied_source(published, tmp_path)
     (corpus / "0.jsonl").write_bytes(b"{}\n")
     (corpus / "1.jsonl").unlink()
+    assert verify(open_snapshot(store.uri)).is_sound
     result = verify(open_snapshot(store.uri), 60)
-    assert result.is_sound
+    assert [(found.check, found.detail) for found in result.findings] == [
+        ("sample", "none of 60 rows could be encoded again")
+    ]
     assert (result.recount.shards, result.recount.not_compared) == (0, 2)
     assert "0.jsonl was changed between plan and read" in result.recount.why
     assert result.sample is not None

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import JobConfig, Source
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.execution import shards as cutting
 from pipeline.execution import witness
 from pipeline.execution.estimate import estimate
@@ -81,7 +81,7 @@ def test_parquet_is_asked_before_formats_that_say_less_of_types(tmp_path: Path) 
 
 
 def test_a_column_that_no_file_has_is_told_of_the_first(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"a\.parquet has no column 'text'; It has: id, body"):
+    with pytest.raises(ConfigError, match=r"a\.parquet has no column 'text'; It has: id, body"):
         document_schema_of(write(tmp_path, a=LACKING, b=LACKING, c=LACKING), Source(uri=("in",)), None)
 
 

@@ -13,8 +13,8 @@ class Finding:
     """One thing that is wrong."""
 
     check: str
-    """missing, size, content, stray, rows, place, recipe, duplicate_id, width, not_finite, norm, zero, source, text or
-    vector."""
+    """missing, size, content, stray, rows, place, recipe, duplicate_id, width, not_finite, norm, zero, source, text,
+    vector or sample."""
     path: str
     """The file, below the output; for the whole of a snapshot its folder, for a source its address."""
     detail: str

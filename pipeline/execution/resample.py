@@ -33,6 +33,7 @@ from pipeline.storage.filesystem import open_source
 from pipeline.storage.parquet import part_key
 from pipeline.storage.readers import read_shard
 from pipeline.storage.snapshots import Snapshot
+from pipeline.units import counted
 
 COMPUTE_LOSS = {"float32": 1e-5, "bfloat16": 1e-3, "float16": 1e-4}
 """1 - cosine that the number type of the forward pass explains. float32: what the README promises against
@@ -124,6 +125,9 @@ def resample(snapshot: Snapshot, model: ModelReference, rows: int, seed: int, re
     expected = least_cosine(recipe, snapshot.record.dimension)
     if not found:
         result.sample = Sample(0, lost, why, expected=expected)
+        if lost:  # a check that was asked for and shows nothing must not pass for one that was passed
+            detail = f"none of {counted(lost, 'row')} could be encoded again"
+            result.add(Finding("sample", f"snapshots/{snapshot.record.folder}", detail))
         return
     cosines_N = _cosines_of(found, settings)
     for (one, _), cosine in zip(found, cosines_N.tolist(), strict=True):

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from pipeline import schemas
 from pipeline.config import Source
-from pipeline.records import FileFormat, SourceFile
+from pipeline.errors import ConfigError
+from pipeline.records import FileFormat, Reason, SourceFile
 from pipeline.storage.filesystem import open_source
 from pipeline.storage.readers import BadFile, read_source_schema
 
@@ -40,6 +41,7 @@ def document_schema_of(files: Sequence[SourceFile], source: Source, standing: pa
             was asked agrees with it, and taken without asking where no file is Parquet, the only format with types.
 
     Raises:
+        ConfigError: every file that was asked lacks a column that the config names.
         BadFile: no file that was asked can be used; tells what is wrong with the first.
         SourceError: the store does not give a file.
     """
@@ -52,6 +54,8 @@ def document_schema_of(files: Sequence[SourceFile], source: Source, standing: pa
         faults += asked.faults
         if asked.schemas:
             return standing if standing in asked.schemas else _most_common(asked.schemas)
+    if faults and all(fault.reason is Reason.MISSING_COLUMN for fault in faults):
+        raise ConfigError(f"{faults[0]}; see source.id_column, text_column and keep_columns")
     if faults:
         raise faults[0]
     kept = [pa.field(name, pa.string()) for name in source.keep_columns]
