@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+from transformers.activations import ACT2FN
 
 from pipeline.encoder import openvino_body
 from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.prepacked import prepack
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
@@ -99,3 +102,32 @@ def test_a_conversion_that_gives_other_vectors_is_refused(headed: Path, monkeypa
     monkeypatch.setattr(openvino_body.OpenVinoBody, "__call__", shifted)
     with pytest.raises(EncoderError, match="gives other vectors of this model than torch"):
         SentenceTransformerEncoder(str(headed), "float32", engine="openvino")
+
+
+ACTIVATIONS = [torch.nn.GELU(), torch.nn.GELU("tanh"), *(ACT2FN[name] for name in ("gelu", "gelu_new", "silu"))]
+
+
+class FeedForward(torch.nn.Module):  # type: ignore[misc]
+    """Named as in BERT."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.dense = torch.nn.Linear(48, 80)
+        self.intermediate_act_fn = activation
+        self.output = torch.nn.Linear(80, 48, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.output(self.intermediate_act_fn(self.dense(inputs)))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def test_prepacked_layers_give_what_the_layers_gave(activation: Any, dtype: Any, error: float) -> None:
+    torch.manual_seed(3)
+    body = FeedForward(activation).to(dtype)
+    inputs = torch.randn(3, 5, 48, dtype=dtype)
+    expected = body(inputs)
+    prepack(body)
+    assert (body(inputs).float() - expected.float()).abs().max() <= error
+    assert body(inputs).shape == expected.shape

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.batching import pad
+from pipeline.encoder.prepacked import prepack
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
 
@@ -148,6 +149,8 @@ class SentenceTransformerEncoder:
         self._modules = list(model)
         if not is_torch:
             self._compile(compute, threads)
+        elif place == "cpu" and not self.emulates:
+            prepack(transformer)
 
     def _compile(self, compute: str, threads: int) -> None:
         """Put OpenVINO's body in the place of torch's, if it gives the same vectors."""

