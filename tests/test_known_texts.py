@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config_file import load_config
-from pipeline.execution import reuse
+from pipeline.execution import lending, reuse
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.verify import verify
 from pipeline.records import Reason
@@ -298,6 +298,31 @@ def test_a_text_that_stands_more_than_once_in_a_block_is_encoded_once(tmp_path: 
     vectors = corpus.rows()["embedding"].to_pylist()
     assert vectors[0] == vectors[2] == vectors[5] != vectors[1] == vectors[4] != vectors[3]
     assert verify(corpus.snapshot, sample=6).is_sound
+
+
+def test_a_text_that_stands_in_several_blocks_and_files_is_encoded_once(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    texts = [f"text {(7 * n) % 40}" for n in range(90)]
+    table = pa.table({"id": range(90), "text": texts, "label": ["x"] * 90})
+    corpus.write(a=table.slice(0, 45), b=table.slice(45))
+    report = corpus.night()
+    assert (report.embedded, report.encoded_texts, report.repeated_texts, report.reused) == (90, 40, 50, 0)
+    vectors: dict[str, list[float]] = {}
+    for text, vector in zip(texts, corpus.rows()["embedding"].to_pylist(), strict=True):
+        assert vectors.setdefault(text, vector) == vector
+    assert verify(corpus.snapshot, sample=90).is_sound
+    corpus.write(c=table.append_column("more", table["id"]), d=pa.table({"id": [90], "text": ["new"], "label": ["x"]}))
+    report = corpus.night()
+    assert (report.encoded_texts, report.taken_over, report.repeated_texts) == (1, 90, 0)
+
+
+def test_texts_that_there_is_no_room_to_lend_are_encoded_once_per_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "LENT_BYTES", 5 * 4 * 16)
+    corpus = Corpus(tmp_path)
+    corpus.write(a=pa.table({"id": range(32), "text": [f"{n % 16}" for n in range(32)], "label": ["x"] * 32}))
+    assert corpus.night().encoded_texts == 16 + 16 - 5
 
 
 def test_a_repeated_text_without_a_vector_puts_all_its_rows_aside_and_no_other(tmp_path: Path) -> None:

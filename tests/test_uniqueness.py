@@ -1,5 +1,6 @@
 """Equal hashes are found wherever they stand, each repeat once, whatever fits into memory."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import StorageError
-from pipeline.storage.uniqueness import PLACED, distinct, find_repeats, index_and_row, placed
+from pipeline.storage.uniqueness import PLACED, distinct, find_repeats, index_and_row, placed, repeated
 
 FILES = st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=8)
 
@@ -55,6 +56,13 @@ def test_each_value_comes_once_in_order_with_its_first_place(files: list[list[in
     assert {index_and_row(place) for _, _, place in found} == set(first.values())
     highs = [set(piece["high"].tolist()) for piece in pieces]
     assert sum(map(len, highs)) == len(set().union(*highs))
+
+
+@given(FILES, st.integers(1, 30))
+def test_each_value_that_comes_more_than_once_comes_once_in_order(files: list[list[int]], sorted_rows: int) -> None:
+    values = Counter(value for of_file in files for value in of_file)
+    found = [(high, low) for piece in repeated(pieces_of(files), sorted_rows) for high, low, _ in piece.tolist()]
+    assert found == sorted((value % 20 << 59, value // 20) for value, count in values.items() if count > 1)
 
 
 def test_a_place_tells_file_and_row_also_beyond_four_billion_rows() -> None:

@@ -1,5 +1,6 @@
 """A run in this process: everything of `execution.run` but Ray, which is replaced by a loop over the same stages."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,8 +12,10 @@ from pipeline.config import JobConfig
 from pipeline.config_file import load_config
 from pipeline.encoder.describe import ModelDescription
 from pipeline.execution import run as execution
+from pipeline.execution.lending import Ledger
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.plan import Plan
+from pipeline.execution.repeats import repeated_texts, unknown_hashes
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import EncodeBlocks, read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt
@@ -42,6 +45,9 @@ def _encode_missing(
     watch: Any,
 ) -> list[BlockReceipt]:
     settings = stage_settings(config, plan, description, planned_at, 1)
+    if settings.chunk_overlap_tokens is None:
+        of_shards = (unknown_hashes(shard, plan.done_blocks(shard.shard_id), settings) for shard in plan.embed)
+        settings = replace(settings, ledger=Ledger(repeated_texts(of_shards), description.dimension))
     encode = EncodeBlocks(settings)
     receipts = []
     for shard in plan.embed:

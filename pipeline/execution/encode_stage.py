@@ -18,6 +18,7 @@ from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import marked, replace_process
 from pipeline.execution.isolated import IsolatedEncoder
+from pipeline.execution.lending import Borrower
 from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import open_encoder
 from pipeline.execution.reuse import Texts, counts_of, texts_of, with_vectors
@@ -39,6 +40,7 @@ class EncodeBlocks:
         engine = "torch" if spec.engine == "auto" else spec.engine
         self._open = partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine)
         self.encoder = self._opened()
+        self.borrower = Borrower(settings.ledger) if settings.ledger else None
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for shard, block in from_rows(batch):
@@ -58,11 +60,16 @@ class EncodeBlocks:
         try:
             with marked(self.settings.attempts, "encode", shard, block.number) as verdict:
                 self.batch_tokens = min(self.batch_tokens, verdict.batch_tokens or self.batch_tokens)
-                encoded = self._encode_isolated(tokens) if verdict.is_deadly else self._encode(self.encoder, tokens)
+                encode = self._encode_isolated if verdict.is_deadly else partial(self._encode, self.encoder)
+                if self.borrower:
+                    hashes = block.documents["text_hash"].take(pa.array(texts.rows_M))
+                    encoded, borrowed_M = self.borrower.encode(hashes, tokens, encode)
+                else:
+                    encoded, borrowed_M = encode(tokens), np.zeros(len(tokens), np.bool_)
         except SickDevice as error:
             self._give_up(error)
-        metrics = _token_metrics(tokens.lengths_N) | counts_of(block.documents, texts, tokens.lengths_N)
-        metrics["truncated"] = _truncated(block.documents, texts)
+        metrics = _token_metrics(tokens.lengths_N[~borrowed_M])
+        metrics |= counts_of(block.documents, texts, tokens.lengths_N, borrowed_M)
         if verdict.is_deadly:
             metrics["isolated"] = 1.0
         return self._with_vectors(shard, replace(block, metrics=block.metrics | metrics), texts, encoded)
@@ -133,10 +140,6 @@ def _token_metrics(lengths_M: NDArray[np.int64]) -> dict[str, float]:
     buckets = np.bincount(np.searchsorted(TOKEN_BUCKETS, sent_M), minlength=len(TOKEN_BUCKETS) + 1)
     counts = {f"tokens_bucket_{bucket}": float(rows) for bucket, rows in enumerate(buckets)}
     return {"tokens": float(sent_M.sum()), **counts}
-
-
-def _truncated(documents: pa.Table, texts: Texts) -> float:
-    return float(np.count_nonzero(documents["truncated"].to_numpy()[texts.rows_M]))
 
 
 def _without_vectors(

@@ -76,6 +76,12 @@ def find_known(hashes: pa.Array, is_sent_N: NDArray[np.bool_], settings: StageSe
     return Found(fate_N, found.stored)
 
 
+def is_known(hashes: pa.Array, settings: StageSettings) -> NDArray[np.bool_]:
+    """Return which of N texts the index names."""
+    known = _opened(settings.known, tuple(stored_columns(settings))) if settings.known else None
+    return known.index.find(hashes) >= 0 if known else np.zeros(len(hashes), np.bool_)
+
+
 @lru_cache(maxsize=1)
 def _opened(index: IndexReference, columns: tuple[str, ...]) -> KnownVectors | None:
     """Return the vectors that are known; None if the index is gone: everything is encoded then."""
@@ -142,12 +148,21 @@ def with_vectors(documents: pa.Table, text_N: NDArray[np.int64], done_M: NDArray
     return documents
 
 
-def counts_of(documents: pa.Table, texts: Texts, lengths_M: NDArray[np.int64]) -> dict[str, float]:
-    """Return how many texts of a Block are encoded, how many rows repeat one of them, and which could not be taken."""
+def counts_of(
+    documents: pa.Table, texts: Texts, lengths_M: NDArray[np.int64], borrowed_M: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return how many texts of a Block are encoded, how many rows repeat one, and how many could not be taken over.
+
+    Args:
+        lengths_M: tokens of the texts; none = an empty one, which is not encoded.
+        borrowed_M: which have the vector of another Block.
+    """
     fate_N = documents[FATE].to_numpy()
+    repeats = np.count_nonzero(texts.text_N >= 0) - np.count_nonzero(~borrowed_M)
     return {
-        "encoded_texts": float(np.count_nonzero(lengths_M)),
-        "repeated_texts": float(np.count_nonzero(texts.text_N >= 0) - len(texts.rows_M)),
+        "encoded_texts": float(np.count_nonzero(lengths_M[~borrowed_M])),
+        "repeated_texts": float(repeats),
         "unreadable_texts": float(np.count_nonzero(fate_N == Fate.UNREADABLE)),
         "scattered_texts": float(np.count_nonzero(fate_N == Fate.SCATTERED)),
+        "truncated": float(np.count_nonzero(documents["truncated"].to_numpy()[texts.rows_M[~borrowed_M]])),
     }

@@ -23,10 +23,12 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
+from pipeline.execution.lending import RemoteLedger
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
 from pipeline.execution.publish import publish
+from pipeline.execution.repeats import repeated_texts
 from pipeline.execution.report import render_html, report_json
 from pipeline.execution.reuse import with_index
 from pipeline.execution.rounds import planned_redo
@@ -188,7 +190,7 @@ def _encode_missing(
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
     from pipeline.execution.cluster import configure_data, divide, start_ray, stop_ray
-    from pipeline.execution.streaming import Todo, stream_healthy, watched
+    from pipeline.execution.streaming import Todo, look_through, stream_healthy, watched
 
     watch(Progress("starting Ray"))
     starting = time.perf_counter()
@@ -206,6 +208,14 @@ def _encode_missing(
             Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
             for shard in plan.embed
         ]
+        if config.recipe.long_text != "chunk":  # what its chunks are is known when it is tokenised
+            watch(Progress("looking for repeated texts"))
+            looking = time.perf_counter()
+            halves_R2 = repeated_texts(look_through(todo, settings, shares))
+            if len(halves_R2):
+                settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
+            report.seconds["look through"] = time.perf_counter() - looking
+            starting += report.seconds["look through"]
         sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
         stream = stream_healthy(todo, settings, config.runtime, shares)
         blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)

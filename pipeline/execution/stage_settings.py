@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.execution.attempts import Attempts, Marks
+from pipeline.execution.lending import Ledger, RemoteLedger
 from pipeline.execution.model import ModelReference
 from pipeline.storage.readers import ReadColumns
 from pipeline.storage.text_index import IndexReference
@@ -39,5 +40,7 @@ class StageSettings:
     """First run that saw the text, where the source has no time of its own."""
     known: IndexReference | None = None
     """Of the Snapshot whose vectors are taken over; None = everything is encoded."""
+    ledger: Ledger | RemoteLedger | None = None
+    """Of texts that stand in several Blocks; None = there are none, or nobody has looked."""
     attempts: Marks = field(default_factory=Attempts)
     """Where workers mark what they begin and end."""

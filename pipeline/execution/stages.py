@@ -123,7 +123,7 @@ def tokenize(shard: Shard, block: Block, settings: StageSettings) -> Block:
 
 def tokenize_survivors(shard: Shard, block: Block, settings: StageSettings) -> Block:
     """Tokenise a Block that has killed its workers; the rows that do it go to quarantine."""
-    build = partial(_tokenizing, replace(settings, attempts=Attempts()))
+    build = partial(_tokenizing, replace(settings, attempts=Attempts(), ledger=None))
     tables, deadly = survivors(block.documents, build)
     documents = pa.concat_tables(tables)
     if len(deadly):

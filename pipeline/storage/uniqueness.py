@@ -76,6 +76,34 @@ def distinct(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_ROWS)
             yield firsts
 
 
+def repeated(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_ROWS) -> Iterator[NDArray[np.void]]:
+    """Yield the hashes that come more than once, each once, ordered by hash; memory and errors as `find_repeats`.
+
+    All hashes that come go through the temporary folder, if there are more than `sorted_rows`.
+    """
+    with tempfile.TemporaryDirectory(prefix="hashes-") as name:
+        folder, ordered = Path(name), np.empty(0, PLACED)
+        for rows in _gathered(pieces, sorted_rows):
+            if len(ordered):
+                _spill(ordered, folder)
+            ordered = rows[np.argsort(rows["high"])]
+        if any(folder.iterdir()):
+            _spill(ordered, folder)
+            ordered = ordered[:0]
+        yield _seconds(ordered)
+        for bucket in sorted(folder.iterdir()):
+            yield _seconds(np.fromfile(bucket, PLACED))
+            bucket.unlink()
+
+
+def _seconds(rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Return of each hash that stands more than once one row, ordered by hash."""
+    rows = rows[np.lexsort((rows["low"], rows["high"]))]
+    is_repeat = np.zeros(len(rows) + 1, np.bool_)
+    is_repeat[1:-1] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
+    return rows[is_repeat[:-1] & ~np.append(False, is_repeat[:-2])] if len(rows) else rows
+
+
 def _passes(
     pieces: Iterable[NDArray[np.void]], sorted_rows: int
 ) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint64]]]:

@@ -1,0 +1,45 @@
+"""Texts that stand in several Blocks of a run, found by a look through what it will read."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.arrow import hash_strings, one_array
+from pipeline.execution.reuse import is_known
+from pipeline.execution.stage_settings import StageSettings
+from pipeline.records import Shard
+from pipeline.schemas import TEXT
+from pipeline.storage.filesystem import open_source
+from pipeline.storage.readers import read_shard
+from pipeline.storage.rows import empty_texts
+from pipeline.storage.uniqueness import placed, repeated
+from pipeline.text.tokenizer import with_prompt
+
+
+def unknown_hashes(shard: Shard, done_blocks: frozenset[int], settings: StageSettings) -> NDArray[np.void]:
+    """Return the hashes of the texts of a Shard that are not known, 16 bytes each, once for every Block they stand in.
+
+    Raises:
+        SourceError: the store does not give a file.
+    """
+    found = [np.empty(0, "V16")]
+    for block in read_shard(shard, settings.columns, settings.rows_per_part, open_source, done_blocks):
+        texts = one_array(block.documents[TEXT])
+        hashes = hash_strings(with_prompt(texts, settings.tokenizer.prompt))
+        is_new_N = ~is_known(hashes, settings)
+        if settings.columns.empty_text == "zero":
+            is_new_N[empty_texts(texts)] = False
+        found.append(np.unique(np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes))[is_new_N]))
+    return np.concatenate(found)
+
+
+def repeated_texts(of_shards: Iterable[NDArray[np.void]]) -> NDArray[np.uint64]:
+    """Return the hashes that stand in several Blocks, each once, as two numbers, ordered by the first.
+
+    Args:
+        of_shards: what `unknown_hashes` gives for each Shard of a run.
+    """
+    rows = repeated(placed(hashes_N, 0) for hashes_N in of_shards)
+    found = [np.stack([piece["high"], piece["low"]], axis=1) for piece in rows]
+    return np.concatenate([np.empty((0, 2), np.uint64), *found])
