@@ -130,7 +130,7 @@ class Runtime(Section):
     """GPUs an encoder holds, fractions allowed; auto = 1 where the cluster has GPUs, else 0."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes the forward pass: torch, or OpenVINO (CPU, float32 and bfloat16; the extra `[openvino]`). auto =
-    torch."""
+    torch; an encoder on a CPU that has encoded for a minute then tries both and goes on with the faster one."""
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Padded tokens per forward pass: rows times the longest row. Lower it when a device runs out of memory."""
     ray_address: str | None = None

@@ -62,6 +62,7 @@ def _encode_missing(
                 for encoded in encode(tokenised):
                     for written in write_blocks(encoded, settings):
                         receipts += [BlockReceipt.from_json(orjson.loads(r)) for r in written["receipt"].to_pylist()]
+    report.engine_choices = settings.attempts.engine_choices()
     for receipt in receipts:
         report.add(receipt)
     journal.append(receipts)

@@ -23,31 +23,21 @@ class OpenVinoBody:
         threads: CPU threads; 0 leaves the default.
 
     Raises:
-        EncoderError: OpenVINO is not installed, does not compute in this number type here, or cannot convert it.
+        EncoderError: OpenVINO is not installed, does not compute in this number type, or cannot convert the module.
     """
 
     def __init__(self, transformer: Any, compute: str, threads: int) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise EncoderError(
-                "runtime.engine: openvino is not installed where the encoders run; install the extra [openvino]"
-            ) from error
-        hint, core = HINTS.get(compute), openvino.Core()
-        if hint is None or (hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
-            raise EncoderError(
-                f"runtime.engine: openvino does not compute in {compute} on this CPU and would take another number "
-                "type in its place; use runtime.engine: torch"
-            )
+        import openvino
+
         settings = {
-            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_PRECISION_HINT": number_type(compute),
             "PERFORMANCE_HINT": "LATENCY",  # one pass at a time, on all of its threads
             "ENABLE_CPU_PINNING": False,  # else all encoders of a node would sit on the same cores
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = core.compile_model(_converted(transformer), "CPU", settings)
+            self._compiled = openvino.Core().compile_model(_converted(transformer), "CPU", settings)
         except RuntimeError as error:
             why = " ".join(str(error).split())[:300]
             raise EncoderError(f"runtime.engine: openvino cannot convert this model: {why}") from error
@@ -58,6 +48,27 @@ class OpenVinoBody:
         inputs = [features["input_ids"].numpy(), features["attention_mask"].numpy()]
         hidden_BTD = self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
         return features | {"token_embeddings": torch.from_numpy(hidden_BTD)}
+
+
+def number_type(compute: str) -> str:
+    """Return OpenVINO's name of a number type, if this CPU has arithmetic for it: else it would take another one.
+
+    Raises:
+        EncoderError: it has none, or OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise EncoderError(
+            "runtime.engine: openvino is not installed where the encoders run; install the extra [openvino]"
+        ) from error
+    abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if compute not in HINTS or (compute == "bfloat16" and "BF16" not in abilities):
+        raise EncoderError(
+            f"runtime.engine: openvino does not compute in {compute} on this CPU and would take another number type in "
+            "its place; use runtime.engine: torch"
+        )
+    return HINTS[compute]
 
 
 class _TokenEmbeddings(torch.nn.Module):  # type: ignore[misc]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.batching import pad
+from pipeline.encoder.openvino_body import OpenVinoBody, number_type
 from pipeline.encoder.prepacked import prepack
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
@@ -132,6 +133,8 @@ class SentenceTransformerEncoder:
         if threads:
             torch.set_num_threads(threads)
         is_torch = engine == "torch"
+        if not is_torch:
+            number_type(compute)  # before a model is loaded for nothing
         place = "cuda" if is_torch and torch.cuda.is_available() else "cpu"
         loaded = compute if is_torch else "float32"
         model = load_model(folder, loaded, trust_remote_code, allow_pickled_weights, place)
@@ -154,8 +157,6 @@ class SentenceTransformerEncoder:
 
     def _compile(self, compute: str, threads: int) -> None:
         """Put OpenVINO's body in the place of torch's, if it gives the same vectors."""
-        from pipeline.encoder.openvino_body import OpenVinoBody
-
         probe = _probe(self.max_tokens, len(self._modules[0].tokenizer))
         expected_BD = self.encode(probe).astype(np.float64)
         self._modules[0] = OpenVinoBody(self._modules[0], compute, threads)

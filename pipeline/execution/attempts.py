@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.encoder.engines import EngineChoice
 from pipeline.records import Shard
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,10 @@ class Attempts:
     errors: dict[str, str] = field(default_factory=dict)
     """Node → what the last of them has said."""
     batch_tokens: int | None = None
+    trials: Counter[str] = field(default_factory=Counter)
+    """Node → trials of engines begun there since the last one that ended."""
+    choices: list[EngineChoice] = field(default_factory=list)
+    """What the trials of this run came to."""
 
     def begin(self, work: Work) -> Verdict:
         """Note that a worker begins; return what is known of this work."""
@@ -100,6 +105,20 @@ class Attempts:
     def excluded(self) -> dict[str, str]:
         """Return the nodes that are left out, with the last error of each."""
         return {node: self.errors[node] for node, strikes in self.strikes.items() if strikes >= MAX_STRIKES}
+
+    def begin_trial(self, node: str = ALONE) -> bool:
+        """Note that an encoder asks to try other engines; return whether it may: not where that has killed others."""
+        self.trials[node] += 1
+        return self.trials[node] <= MAX_DEATHS
+
+    def end_trial(self, choice: EngineChoice, node: str = ALONE) -> None:
+        """Note what a trial came to."""
+        self.trials.pop(node, None)
+        self.choices.append(choice)
+
+    def engine_choices(self) -> list[EngineChoice]:
+        """Return what the trials of this run came to."""
+        return self.choices
 
     def standing(self) -> list[tuple[Work, float]]:
         """Return what was begun and has not ended, the longest first, with its age in seconds."""
@@ -149,6 +168,21 @@ class RemoteAttempts:
     def excluded(self) -> dict[str, str]:
         excluded: dict[str, str] = self._ask("excluded", {})
         return excluded
+
+    def begin_trial(self) -> bool:
+        import ray
+
+        may_try: bool = self._ask("begin_trial", False, ray.get_runtime_context().get_node_id())
+        return may_try
+
+    def end_trial(self, choice: EngineChoice) -> None:
+        import ray
+
+        self._book.end_trial.remote(choice, ray.get_runtime_context().get_node_id())
+
+    def engine_choices(self) -> list[EngineChoice]:
+        choices: list[EngineChoice] = self._ask("engine_choices", [])
+        return choices
 
     def standing(self) -> list[tuple[Work, float]]:
         standing: list[tuple[Work, float]] = self._ask("standing", [])

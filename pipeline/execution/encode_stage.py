@@ -1,7 +1,7 @@
 """The encoder actor, and what it does about a model that fails, a device that is sick and a text that kills."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
+from pipeline.encoder.engines import fastest
 from pipeline.encoder.packed import Encoded, encode_or_zero, take
 from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.vectors import finish, to_stored
@@ -28,6 +29,12 @@ from pipeline.isolation import ProcessDied
 from pipeline.records import Block, Reason, Shard, TokenBatch
 from pipeline.schemas import TOKEN_IDS
 
+TRIAL_AFTER_SECONDS = 60.0
+"""Of encoding, after which an encoder tries other engines: loading one costs some ten seconds, which a run that has
+lasted so long and goes on earns back, and a short one never pays."""
+
+TRIAL_TEXTS = 2048
+
 
 class EncodeBlocks:
     """The encoder actor: holds the model and gives every Block its vectors."""
@@ -36,11 +43,11 @@ class EncodeBlocks:
         self.settings, self.batch_tokens = settings, settings.batch_tokens
         self.witness: TokenBatch | None = None
         """A text that this process has encoded."""
-        spec = settings
-        engine = "torch" if spec.engine == "auto" else spec.engine
-        self._open = partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine)
+        self._open = self._opening("torch" if settings.engine == "auto" else settings.engine)
         self.encoder = self._opened()
         self.borrower = Borrower(settings.ledger) if settings.ledger else None
+        self.may_try_engines = settings.engine == "auto" and settings.model.kind != "hashing"
+        self.encoded_seconds = 0.0
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for shard, block in from_rows(batch):
@@ -68,6 +75,8 @@ class EncodeBlocks:
                     encoded, borrowed_M = encode(tokens), np.zeros(len(tokens), np.bool_)
         except SickDevice as error:
             self._give_up(error)
+        if self.may_try_engines:
+            self._try_engines(tokens, encoded)
         metrics = _token_metrics(tokens.lengths_N[~borrowed_M])
         metrics |= counts_of(block.documents, texts, tokens.lengths_N, borrowed_M)
         if verdict.is_deadly:
@@ -94,6 +103,27 @@ class EncodeBlocks:
         finally:
             isolated.close()
             self.encoder = self._opened()
+
+    def _opening(self, engine: str) -> Callable[[], Encoder]:
+        spec = self.settings
+        return partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine)
+
+    def _try_engines(self, tokens: TokenBatch, encoded: Encoded) -> None:
+        """Go on with the fastest engine of a CPU, once this encoder has worked so long that a trial will pay.
+
+        Args:
+            tokens: texts just encoded; those that have a vector are what engines are tried on.
+        """
+        self.encoded_seconds += encoded.seconds
+        good = np.flatnonzero(encoded.done_N & (tokens.lengths_N > 0))[:TRIAL_TEXTS]
+        if self.encoded_seconds < TRIAL_AFTER_SECONDS or self.encoder.device != "cpu" or not len(good):
+            return
+        if not self.settings.attempts.begin_trial():
+            return
+        others = {"openvino": self._opening("openvino")}
+        self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good))
+        self._open, self.may_try_engines = self._opening(choice.engine), False
+        self.settings.attempts.end_trial(choice)
 
     def _opened(self) -> Encoder:
         try:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pipeline.encoder.engines import EngineChoice
 from pipeline.records import BlockReceipt
 
 Outcome = Literal["published", "nothing_to_do", "failed"]
@@ -91,6 +92,10 @@ class RunReport:
     """(seconds since the first Block was asked for, rows done, tokens done), ascending."""
     encoders: int = 0
     device: str = ""
+    engine: str = ""
+    """What the encoders began with: torch | openvino; empty without a model."""
+    engine_choices: list[EngineChoice] = field(default_factory=list)
+    """What encoders went on with after a trial, one entry per trial; empty if none worked long enough for one."""
     versions: dict[str, str] = field(default_factory=dict)
     started_at: str = ""
     """ISO 8601, UTC."""

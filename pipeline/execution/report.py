@@ -1,7 +1,10 @@
 """A RunReport as one HTML page to look at, and as one JSON object."""
 
 import json
+import statistics
+from collections import Counter
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -199,6 +202,23 @@ def _charts(report: "RunReport") -> dict[str, Any]:
     return {name: Markup(svg) if svg else None for name, svg in drawings.items()}
 
 
+def _engine(report: "RunReport") -> str:
+    """Return what computed the forward passes, and what trials of other engines came to."""
+    choices = report.engine_choices
+    if not choices:
+        return report.engine
+    figures = {
+        name: statistics.median(rates)
+        for name in sorted({name for choice in choices for name in choice.tokens_per_second})
+        if (rates := [c.tokens_per_second[name] for c in choices if name in c.tokens_per_second])
+    }
+    ends = ", ".join(f"{name} {times}" for name, times in Counter(choice.engine for choice in choices).most_common())
+    speeds = ", ".join(f"{name} {thousands(rate)} tokens/s" for name, rate in figures.items())
+    passed_over = dict(chain.from_iterable(choice.passed_over.items() for choice in choices))
+    reasons = [f"{name} passed over: {why}" for name, why in passed_over.items()]
+    return "; ".join(filter(None, [f"{report.engine}; by trial: {ends}", speeds, *reasons]))
+
+
 def _facts(report: "RunReport") -> dict[str, str]:
     """Return what ran, where and on what, without what is unknown."""
     facts = {
@@ -213,6 +233,7 @@ def _facts(report: "RunReport") -> dict[str, str]:
         "fingerprint": report.fingerprint,
         "device": report.device,
         "encoders": str(report.encoders) if report.encoders else "",
+        "engine": _engine(report),
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": ", ".join(f"{phase} {duration(spent)}" for phase, spent in report.seconds.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),

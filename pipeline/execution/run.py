@@ -200,6 +200,8 @@ def _encode_missing(
         configure_data()
         shares = divide(config.runtime)
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
+        if plan.model.kind != "hashing":
+            report.engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
         attempts = RemoteAttempts()
         settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
         settings = replace(settings, attempts=attempts)
@@ -220,6 +222,7 @@ def _encode_missing(
         stream = stream_healthy(todo, settings, config.runtime, shares)
         blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
         receipts = _follow(blocks, sizes, journal, report, watch, starting)
+        report.engine_choices = attempts.engine_choices()
         for node, error in attempts.excluded().items():
             report.warnings.append(f"node {node} was left out, its encoders failed on good texts ({error})")
         return receipts
