@@ -17,6 +17,7 @@ COMMANDS = {
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "expire": "remove snapshots beyond output.keep_snapshots, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
+    "tune": "try settings on texts of the source, in under two minutes, and print the fastest ones to paste",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
 MODULES = {"demo": "jobs.demo.command"}
@@ -121,10 +122,14 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("embed", "requeue"):
+    if name in ("embed", "requeue", "tune"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
+    if name in ("embed", "requeue"):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
+    if name == "tune":
+        budget = "after so many no new setting is tried (%(default)g)"
+        command.add_argument("--seconds", type=float, default=90.0, help=budget)
     if name in ("status", "verify", "expire"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)

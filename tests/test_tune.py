@@ -1,0 +1,103 @@
+"""`tune`: what it prints is a table of what it tried, and lines that load as a config."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.config import JobConfig
+from pipeline.execution.trials import Trial
+from pipeline.execution.tune import Layout, _chosen, _fewest, _rows_per_part
+from tests.running import jobs, written_config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A corpus of 3,000 rows in three files, and vectors without a model."""
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        rows = range(number * 1000, (number + 1) * 1000)
+        texts = [f"text {row} " * (1 + row % 20) for row in rows]
+        pq.write_table(pa.table({"id": list(rows), "text": texts}), tmp_path / "in" / f"{number}.parquet")
+    return written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(tmp_path / "in")},
+        recipe={"model": "hashing://64"},
+        output={"uri": str(tmp_path / "out")},
+    )
+
+
+def sections_of(config: str) -> dict[str, Any]:
+    sections: dict[str, Any] = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    return sections
+
+
+def test_the_lines_it_prints_load_as_a_config(config: str, tmp_path: Path) -> None:
+    finished = jobs("tune", config, "--seconds", "20")
+    assert finished.code == 0, finished.stderr
+    tables, _, lines = finished.stdout.partition("\n# ")
+    assert "batch_tokens" in tables
+    assert "rows_per_part" in tables
+    found = yaml.safe_load(f"# {lines}")
+    sections = sections_of(config)
+    merged = JobConfig.model_validate(sections | {name: sections.get(name, {}) | found[name] for name in found})
+    assert merged.runtime.encoders == found["runtime"]["encoders"]
+    assert merged.runtime.batch_tokens == found["runtime"]["batch_tokens"]
+    assert merged.output.rows_per_part == found["output"]["rows_per_part"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_is_one_object_with_every_setting_that_was_tried(config: str) -> None:
+    finished = jobs("tune", config, "runtime.batch_tokens=5000", "--json", "--seconds", "20")
+    assert finished.code == 0, finished.stderr
+    tuning = orjson.loads(finished.stdout)
+    assert tuning["outcome"] == "tuned"
+    assert tuning["texts"] == 3000
+    assert {trial["batch_tokens"] for trial in tuning["trials"]} >= {2048, 5000, 16384}
+    assert {trial["encoders"] for trial in tuning["trials"]} >= {1}
+    tried = [trial for trial in tuning["trials"] if not trial["note"]]
+    assert all(trial["tokens_per_second"] > 0 and trial["padding"] >= 0 for trial in tried)
+    assert tried
+    paddings = [layout["padding"] for layout in tuning["layouts"]]
+    assert paddings == sorted(paddings, reverse=True)
+    assert set(tuning["lines"]) == {"runtime", "output"}
+
+
+def test_rows_per_part_stays_where_something_is_published(config: str) -> None:
+    assert jobs("embed", config, "output.rows_per_part=700").code == 0
+    finished = jobs("tune", config, "output.rows_per_part=700", "--json", "--seconds", "5")
+    tuning = orjson.loads(finished.stdout)
+    assert tuning["lines"]["output"] == {"rows_per_part": 700}
+    assert any("anew" in note for note in tuning["notes"])
+
+
+def test_a_config_that_is_wrong_ends_with_2_and_a_source_without_text_with_1(config: str, tmp_path: Path) -> None:
+    assert jobs("tune", config, "runtime.batch_token=1").code == 2
+    pq.write_table(pa.table({"id": [1], "text": [" "]}), tmp_path / "empty.parquet")
+    finished = jobs("tune", config, f"source.uri={tmp_path / 'empty.parquet'}")
+    assert finished.code == 1
+    assert "no text" in finished.errors[0]
+
+
+def trial(encoders: int, batch_tokens: int, rate: float) -> Trial:
+    return Trial(encoders, 1, batch_tokens, rate, 0.0)
+
+
+def test_what_is_hardly_faster_changes_nothing() -> None:
+    trials = [trial(1, 2048, 990.0), trial(1, 16384, 1000.0), trial(1, 32768, 1020.0)]
+    assert _chosen(trials, present=16384).batch_tokens == 16384
+    assert _chosen([*trials, trial(1, 65536, 1100.0)], present=16384).batch_tokens == 65536
+    assert _fewest([*trials, trial(2, 16384, 1020.0)], trials[1]).encoders == 1
+    assert _fewest([*trials, trial(2, 16384, 1200.0)], trials[1]).encoders == 2
+
+
+def test_a_block_is_long_enough_to_be_worth_it_and_there_are_enough_of_them() -> None:
+    layouts = [Layout(rows, 0.0, rows / 1000, 0) for rows in (500, 4000, 16000, 500_000)]
+    one = trial(1, 16384, 1.0)
+    assert _rows_per_part(layouts, 10**6, one) == 16000
+    assert _rows_per_part(layouts, 10_000, one) == 4000
+    assert _rows_per_part(layouts, 100, one) == 4000
