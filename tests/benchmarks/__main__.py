@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import data_plane, encoders, faults, ids, overhead
+from tests.benchmarks import data_plane, encoders, faults, ids, overhead, peers
 from tests.benchmarks.chart import write_chart
 from tests.benchmarks.table import Line, shown
+
+PEER_ROWS = 100_000
 
 Part = Callable[[], Iterator[Line]]
 
@@ -34,7 +36,7 @@ def main() -> None:
     console.print(f"kept in {folder / 'results.json'}", highlight=False)
 
 
-QUICK = ("encoders",)
+QUICK = ("encoders", "peers")
 """What runs without an option: within 20 minutes on two cores."""
 
 
@@ -44,6 +46,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     seconds = options.seconds
     return {
         "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 7.0, options.model),
+        "peers": lambda: peers.measure(folder, rounds or 1, seconds or (600 if options.full else 15), PEER_ROWS),
         "ids": lambda: ids.measure(folder),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
@@ -53,7 +56,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    names = list(_parts(Path(), argparse.Namespace(rounds=None, rows=None, seconds=None, model=None)))
+    names = list(_parts(Path(), argparse.Namespace(rounds=None, rows=None, seconds=None, model=None, full=False)))
     parser.add_argument("--only", choices=names, help=f"one of them (default: {', '.join(QUICK)})")
     parser.add_argument("--full", action="store_true", help="all of them, the comparisons with 100,000 rows")
     parser.add_argument("--rounds", type=int, help="repetitions")

@@ -37,7 +37,7 @@ def measure(folder: Path, rounds: int, rows: int) -> Iterator[dict[str, object]]
         write_corpus(reviews, server.filesystem(), "bench/reviews")
         config = folder / "overhead.yaml"
         for repetition in range(rounds):
-            alone.append(_encode_in_a_child(model, rows))
+            alone.append(encode_in_a_child(model, rows))
             stamp = f"{int(time.time())}-{repetition}"
             config.write_text(CONFIG.format(model=model, stamp=stamp), encoding="utf-8")
             run = embed(config)
@@ -56,7 +56,8 @@ def measure(folder: Path, rounds: int, rows: int) -> Iterator[dict[str, object]]
     }
 
 
-def _encode_in_a_child(model: Path, rows: int) -> float:
+def encode_in_a_child(model: Path, rows: int) -> float:
+    """Return the seconds our encoder takes for the first reviews, in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.overhead", str(model), str(rows)]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     child = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)

@@ -109,7 +109,7 @@ def _loaded(outcome: Outcome, texts: Texts, seconds: float, stack: ExitStack) ->
     _say(f"loading {outcome.variant.name} {outcome.variant.precision}")
     try:
         encode = stack.enter_context(outcome.variant.open())
-        few, lengths_N = texts.of_round(0, 1, min(len(texts.texts), max(8, _texts_of(2000, texts))))
+        few, lengths_N = texts.of_round(0, 1, min(len(texts.texts), max(8, _texts_of(1000, texts))))
         encode(few)
         started = time.perf_counter()
         encode(few)

@@ -1,7 +1,6 @@
 """What is compared as a library: sentence-transformers as its documentation says, and our encoder loop per engine."""
 
 import importlib.util
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,18 +60,12 @@ def ours(model: Model) -> list[Variant]:
 
 def engines() -> list[str]:
     """Return the names of the engines that can run here."""
-    found = ["torch"]
-    if "engine" in inspect.signature(open_encoder).parameters and importlib.util.find_spec("openvino"):
-        found.append("openvino")
-    return found
+    return ["torch", "openvino"] if importlib.util.find_spec("openvino") else ["torch"]
 
 
 def open_engine(model: Model, engine: str, precision: str) -> Encoder:
     """Load a model as a run of ours does; the one place where the benchmarks know how."""
-    extra = {"engine": engine} if "engine" in inspect.signature(open_encoder).parameters else {}
-    load = cast("Any", open_encoder)
-    encoder: Encoder = load(resolve_model(Recipe(model=str(model.folder))), precision, "", CORES, **extra)
-    return encoder
+    return open_encoder(resolve_model(Recipe(model=str(model.folder))), precision, "", CORES, engine)
 
 
 @contextmanager

@@ -1,0 +1,217 @@
+"""Whole jobs side by side, from S3 to S3: the textbook Ray Data job, Daft, and ours through the command line."""
+
+import io
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.demo.local_s3 import LocalS3, local_s3
+from pipeline import open_snapshot
+from tests.benchmarks import corpora, quiet
+from tests.benchmarks.models import Model, m3e_small
+from tests.benchmarks.overhead import encode_in_a_child
+from tests.benchmarks.programs import ProgramFailed, daft_python, seconds_of
+from tests.benchmarks.rounds import min_cosine
+
+Line = dict[str, object]
+
+BUCKET, FILES, FEW_ROWS, COMPARED_ROWS = "bench", 8, 64, 256
+
+CONFIG = """\
+source: {{uri: "s3://{source}/"}}
+recipe: {{model: "{model}", compute: {precision}}}
+output: {{uri: "s3://{target}/", rows_per_part: 4096}}
+"""
+
+Command = Callable[[str, str], list[str]]
+"""From source and target, both `bucket/path`, to the arguments of a program."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """One way to do the whole job, and what was measured of it."""
+
+    name: str
+    precision: str
+    expected: float
+    """Its rate over that of our float32 encoder loop; only decides how many rows it is given."""
+    command: Command
+    batch_rows: int = 1
+    is_ours: bool = False
+    start_seconds: list[float] = field(default_factory=list)
+    wall_seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
+    rows: int = 0
+    rows_written: int = 0
+    min_cosine: float = 1.0
+    failure: str = ""
+
+
+def measure(folder: Path, rounds: int, seconds: float, most_rows: int) -> Iterator[Line]:
+    """Yield one line per way.
+
+    Args:
+        rounds: each takes the ways in turn.
+        seconds: about how long each may encode per round.
+        most_rows: reviews there are.
+    """
+    model = m3e_small()
+    texts = corpora.reviews(most_rows)
+    tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
+    known = pa.table({"id": pa.array(range(len(texts))), "text": texts, "tokens": tokens.lengths_N})
+    rows_per_second = 512 / encode_in_a_child(model.folder, 512)
+    reference_ND = _reference(model, texts[:COMPARED_ROWS])
+    peers = _peers(folder, model)
+    with local_s3(folder / "s3") as server:
+        os.environ.update(server.environment)
+        if not server.filesystem().exists(BUCKET):
+            server.create_bucket(BUCKET)
+        for peer in peers:
+            wanted = max(rows_per_second * peer.expected * seconds, 2 * peer.batch_rows + FEW_ROWS, 2 * COMPARED_ROWS)
+            peer.rows = min(most_rows, round(wanted))
+        for _ in range(rounds):
+            for peer in peers:
+                _measure(server, peer, known, reference_ND, 60 + 10 * seconds)
+    yield from (_line(peer, peers) for peer in peers)
+
+
+def _peers(folder: Path, model: Model) -> list[Peer]:
+    textbook = "Ray Data, map_batches of encode, {} rows"
+    peers = [
+        Peer(textbook.format(rows), precision, expected, _textbook(model, precision, rows), rows)
+        for rows, precision, expected in (
+            (32, "float32", 0.2),
+            (256, "float32", 0.4),
+            (1024, "float32", 0.7),
+            (1024, "bfloat16", 1.3),
+        )
+    ]
+    for name, precision, expected in (("embed_text", "float32", 0.7), ("a class with encode", "bfloat16", 1.3)):
+        job = _daft(folder, model, precision)
+        peers.append(Peer(f"Daft, {name}, 1024 rows", precision, expected, job, 1024))
+    for precision, expected in (("float32", 1.0), ("bfloat16", 1.8)):
+        peers.append(Peer("ours, python -m jobs embed", precision, expected, _ours(folder, model, precision), 1, True))
+    return peers
+
+
+def _textbook(model: Model, precision: str, rows: int) -> Command:
+    program = [sys.executable, "-m", "tests.benchmarks.textbook_ray"]
+    return lambda source, target: [*program, source, target, str(model.folder), precision, str(rows)]
+
+
+def _daft(folder: Path, model: Model, precision: str) -> Command:
+    program = str(Path(__file__).parent / "daft_job.py")
+    return lambda source, target: [
+        daft_python(folder), program, source, target, str(model.folder), precision, "1024"
+    ]  # fmt: skip
+
+
+def _ours(folder: Path, model: Model, precision: str) -> Command:
+    def command(source: str, target: str) -> list[str]:
+        config = folder / "peers.yaml"
+        text = CONFIG.format(source=source, target=target, model=model.folder, precision=precision)
+        config.write_text(text, encoding="utf-8")
+        return [sys.executable, "-m", "jobs", "embed", str(config), "--json"]
+
+    return command
+
+
+def _reference(model: Model, texts: list[str]) -> NDArray[np.float32]:
+    """Return the float32 vectors of `SentenceTransformer.encode`."""
+    from tests.benchmarks.variants import peers
+
+    with peers(model, with_pool=False)[0].open() as encode:
+        return encode(texts)
+
+
+_numbers = count(int(time.time()))
+
+
+def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray[np.float32], limit: float) -> None:
+    """Run one way on few rows, which is its start-up, and on all of its own; the difference gives its rate."""
+    if peer.failure:
+        return
+    print(f"  {peer.name}, {peer.precision}: {peer.rows:,} rows", file=sys.stderr, flush=True)
+    tokens_N = known["tokens"].to_numpy()
+    since = quiet.now()
+    try:
+        start, _ = _timed(server, peer, known, FEW_ROWS, limit)
+        wall, target = _timed(server, peer, known, peer.rows, limit)
+        written = _written(server, peer, target)
+        peer.others.append(quiet.cores_of_others(since))
+        peer.start_seconds.append(start)
+        peer.wall_seconds.append(wall)
+        peer.rates.append(float(tokens_N[FEW_ROWS : peer.rows].sum()) / max(wall - start, 1e-3))
+        peer.rows_written = written.num_rows
+        first = written.filter(pads.field("id") < COMPARED_ROWS).sort_by("id")
+        vectors_ND = np.array(first["embedding"].to_pylist(), np.float32)
+        peer.min_cosine = min(peer.min_cosine, min_cosine(vectors_ND, reference_ND))
+    except Exception as error:  # noqa: BLE001  one way that fails must not end the others
+        what = str(error) if isinstance(error, ProgramFailed) else f"{type(error).__name__}: {error}"
+        peer.failure = " ".join(what.split())[:400]
+
+
+def _timed(server: LocalS3, peer: Peer, known: pa.Table, rows: int, limit: float) -> tuple[float, str]:
+    """Run one way on the first rows; return its wall time and where its output lies."""
+    source, target = f"{BUCKET}/peers/source-{rows}", f"{BUCKET}/peers/output-{next(_numbers)}"
+    if not server.filesystem().exists(source):
+        _write_source(server, source, known.slice(0, rows).select(["id", "text"]))
+    command = peer.command(source, target)
+    environment = server.environment | {"OMP_WAIT_POLICY": "PASSIVE"}
+    return seconds_of(command, environment, limit), target
+
+
+def _write_source(server: LocalS3, source: str, rows: pa.Table) -> None:
+    for number in range(FILES):
+        start, end = (rows.num_rows * edge // FILES for edge in (number, number + 1))
+        sink = io.BytesIO()
+        pq.write_table(rows.slice(start, end - start), sink)
+        server.filesystem().pipe_file(f"{source}/{number:02d}.parquet", sink.getvalue())
+
+
+def _written(server: LocalS3, peer: Peer, target: str) -> pa.Table:
+    """Return ids and vectors of an output."""
+    if peer.is_ours:
+        return open_snapshot(f"s3://{target}/").to_table(columns=["id", "embedding"])
+    dataset = pads.dataset(target, filesystem=server.filesystem(), format="parquet")
+    return dataset.to_table(columns=["id", "embedding"])
+
+
+def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
+    line: Line = {"benchmark": "whole jobs, S3 to S3, m3e-small, reviews", "variant": peer.name}
+    line["precision"] = peer.precision
+    if peer.failure:
+        line["failed"] = peer.failure
+    if not peer.rates:
+        return line
+    return line | {
+        "tokens_per_second": round(statistics.median(peer.rates)),
+        "ours_in_bfloat16_is": _ratio(peers, "bfloat16", peer),
+        "ours_in_same_precision_is": _ratio(peers, peer.precision, peer),
+        "min_cosine": round(peer.min_cosine, 7),
+        "start_seconds": round(statistics.median(peer.start_seconds), 1),
+        "wall_seconds": round(statistics.median(peer.wall_seconds), 1),
+        "rows": peer.rows,
+        "rows_written": peer.rows_written,
+        "rounds": len(peer.rates),
+        "others_cores": round(max(peer.others), 2),
+    }
+
+
+def _ratio(peers: Sequence[Peer], precision: str, peer: Peer) -> float | None:
+    """Return how many times its rate ours has: the median of the ratios of each round."""
+    ours = next(other for other in peers if other.is_ours and other.precision == precision)
+    pairs = list(zip(ours.rates, peer.rates, strict=False))
+    return round(statistics.median(our / their for our, their in pairs), 2) if pairs else None
