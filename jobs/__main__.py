@@ -15,6 +15,7 @@ COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
     "status": "show what is published in an output",
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
+    "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
     "expire": "remove snapshots beyond output.keep_snapshots, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "tune": "try settings on texts of the source, in under two minutes, and print the fastest ones to paste",
@@ -122,8 +123,8 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("embed", "requeue", "tune"):
-        command.add_argument("config", help="YAML file with the sections source, recipe, output, runtime")
+    if name in ("embed", "requeue", "tune", "features"):
+        command.add_argument("config", help="YAML file with the sections source, recipe, output, …")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name in ("embed", "requeue"):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")

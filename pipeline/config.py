@@ -142,6 +142,43 @@ class Runtime(Section):
     run fails and publishes nothing."""
 
 
+class Features(Section):
+    """What the command `features` makes of a published snapshot: a table of vectors per entity and time."""
+
+    uri: Uri
+    """Folder of the feature table, outside `output.uri`."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "embeddings"
+    """Of the Feast view."""
+    entity: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = ("id",)
+    """Columns that name whom a feature belongs to: `id`, or columns of source.keep_columns, string or integer."""
+    event_time: str = "event_timestamp"
+    """Since when a feature is known: a column of source.keep_columns (time, date, or text in ISO 8601; UTC where it
+    names no zone), or `event_timestamp` of the snapshot."""
+    pool: Literal["mean", "max", "first", "by_tokens"] = "mean"
+    """How the chunks of a text become one vector; `by_tokens` is the mean weighted by their tokens."""
+    aggregate: Literal["none", "mean"] = "none"
+    """`none`: the vector of the entity's newest text; `mean`: of its texts of the last `window_days`. Both as of each
+    row's own event time."""
+    window_days: Annotated[float, Field(gt=0, le=36_500)] = 90.0
+    """Length of the window of `aggregate: mean`; it ends with the row's event time, which belongs to it."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Keep the first numbers of every vector; null keeps all."""
+    normalize: bool = True
+    """Scale the vector of each text, after pooling and truncation, and that of each row to length 1."""
+    stored: Literal["float32", "float16", "int8", "binary"] = "float32"
+    """Number type of the column `embedding`, as in `recipe.stored`."""
+    ttl_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    """Age up to which a join takes a feature; null = any. Written into the Feast view; changes no row."""
+
+    @model_validator(mode="after")
+    def _windows_are_asked_for(self) -> Self:
+        if "window_days" in self.model_fields_set and self.aggregate == "none":
+            raise ValueError("window_days needs aggregate: mean")
+        if len({name.casefold() for name in self.entity}) < len(self.entity):
+            raise ValueError("entity names a column twice")
+        return self
+
+
 class JobConfig(Section):
     """One job: the whole YAML file."""
 
@@ -149,6 +186,7 @@ class JobConfig(Section):
     recipe: Recipe
     output: Output
     runtime: Runtime = Runtime()
+    features: Features | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -167,4 +205,22 @@ class JobConfig(Section):
                 f"runtime.batch_tokens is {self.runtime.batch_tokens}, below recipe.max_tokens "
                 f"({self.recipe.max_tokens}): one text would not fit. Raise the first or lower the second."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _features_come_from_the_output(self) -> Self:
+        if self.features is None:
+            return self
+        asked = {"entity": (self.features.entity, "id"), "event_time": ((self.features.event_time,), "event_timestamp")}
+        for key, (names, own) in asked.items():
+            stray = [name for name in names if name not in (own, *self.source.keep_columns)]
+            if stray:
+                raise ValueError(f"features.{key} names {', '.join(stray)}; add it to source.keep_columns")
+        uri = f"{self.features.uri.rstrip('/')}/"
+        for key, others in {"output.uri": (self.output.uri,), "source.uri": self.source.uri}.items():
+            around = [other for other in others if uri.startswith(f"{other.rstrip('/')}/")]
+            if around:
+                raise ValueError(f"features.uri lies in {key} ({around[0]}); give it a folder of its own")
+        if f"{self.output.uri.rstrip('/')}/".startswith(uri):
+            raise ValueError(f"output.uri lies in features.uri ({self.features.uri}); give it a folder of its own")
         return self

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -49,12 +49,13 @@ def output_of(address: str, overrides: Sequence[str] = ()) -> Output:
 
 def valid_keys() -> list[str]:
     """Return every key a config can hold, as `section.key`, in the order of the models."""
-    return [
-        f"{name}.{key}"
-        for name, section in JobConfig.model_fields.items()
-        if isinstance(section.annotation, type) and issubclass(section.annotation, BaseModel)
-        for key in section.annotation.model_fields
-    ]
+    return [f"{name}.{key}" for name, section in sections().items() for key in section.model_fields]
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Return the model of every section of a config, those that may be left out included."""
+    found = {name: get_args(field.annotation) or (field.annotation,) for name, field in JobConfig.model_fields.items()}
+    return {name: types[0] for name, types in found.items() if types[0] is not None}
 
 
 def _parse(path: str) -> tuple[dict[str, Any], Where]:

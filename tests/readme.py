@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config import JobConfig
+from pipeline.config_file import sections
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LEAST: dict[str, Any] = {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
+LEAST_OF_OPTIONAL: dict[str, Any] = {"features": {"uri": "table"}}
 SENTENCE_WIDTH = 95
 """Longest line about a file; a longer sentence ends at the last comma or colon before."""
 
@@ -21,10 +23,8 @@ SENTENCE_WIDTH = 95
 def config_table() -> str:
     """Return one table row per config field: key, default, what the models say of it."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    for section, holder in JobConfig.model_fields.items():
-        assert isinstance(holder.annotation, type)
-        assert issubclass(holder.annotation, BaseModel)
-        for key, field in holder.annotation.model_fields.items():
+    for section, model in sections().items():
+        for key, field in model.model_fields.items():
             choices = " · ".join(f"`{choice}`" for choice in _choices(section, key, field))
             meaning = " ".join(
                 filter(None, [f"{choices}:" if choices else "", " ".join((field.description or "").split())])
@@ -66,7 +66,7 @@ def _choices(section: str, key: str, field: FieldInfo) -> list[str]:
 
 def _is_accepted(section: str, key: str, value: str) -> bool:
     values = {name: dict(fields) for name, fields in LEAST.items()}
-    values.setdefault(section, {})[key] = value
+    values.setdefault(section, dict(LEAST_OF_OPTIONAL.get(section, {})))[key] = value
     try:
         JobConfig.model_validate(values)
     except ValidationError:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from pipeline.config import JobConfig
-from pipeline.config_file import load_config, valid_keys
+from pipeline.config_file import load_config, sections, valid_keys
 from pipeline.errors import ConfigError
 
 LEAST = "source:\n  uri: in/\nrecipe:\n  model: hashing://8\noutput:\n  uri: out/\n"
@@ -147,12 +146,10 @@ def test_every_file_in_configs_loads(path: Path) -> None:
 
 
 def test_every_field_has_a_description() -> None:
-    sections = [field.annotation for field in JobConfig.model_fields.values()]
     undocumented = [
-        f"{section.__name__}.{name}"
-        for section in sections
-        if isinstance(section, type) and issubclass(section, BaseModel)
-        for name, field in section.model_fields.items()
+        f"{section}.{name}"
+        for section, model in sections().items()
+        for name, field in model.model_fields.items()
         if not field.description
     ]
     assert undocumented == []

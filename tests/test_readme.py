@@ -11,7 +11,7 @@ README = ROOT / "README.md"
 
 def test_the_table_of_the_config_lists_every_key_and_no_other() -> None:
     rows = re.findall(
-        r"^\| *`((?:source|recipe|output|runtime)\.\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| *`((?:source|recipe|output|runtime|features)\.\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert rows == valid_keys()
 

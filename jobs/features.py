@@ -1,0 +1,54 @@
+"""`features`: make a table of vectors per entity and time of what is published, for training and for Feast."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pipeline.config_file import load_config
+from pipeline.units import byte_size, counted, duration, thousands
+
+if TYPE_CHECKING:
+    from pipeline.execution.feature_table import FeatureRun
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    import orjson
+
+    from pipeline.execution.feature_table import make_features
+
+    result = make_features(load_config(options.config, options.overrides))
+    print(orjson.dumps(features_facts(result)).decode() if options.json else features_text(result))
+    return 0
+
+
+def features_facts(result: "FeatureRun") -> dict[str, object]:
+    """Return what a machine reads."""
+    table = result.table
+    return {
+        "outcome": "published" if result.is_new else "nothing to do",
+        "number": table.record.number,
+        "folder": table.folder,
+        "snapshot": table.record.snapshot,
+        "totals": table.record.totals,
+        "feature_view": table.store.uri_of("feature_view.py"),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def features_text(result: "FeatureRun") -> str:
+    """Return what a person reads: where the rows are, how many, and what became of the documents."""
+    table, record = result.table, result.table.record
+    totals, settings = record.totals, record.settings
+    came = f"published in {duration(result.seconds)}" if result.is_new else "stands; nothing to do"
+    window = f", mean of {settings['window_days']:g} days" if settings["aggregate"] == "mean" else ""
+    left_out = f"{thousands(totals['superseded'])} superseded + {thousands(totals['unkeyed'])} without key or time"
+    return "\n".join(
+        [
+            f"Feature table {record.number} {came}",
+            f"  snapshot    {record.snapshot['number']} of {record.snapshot['output']}",
+            f"  documents   {thousands(totals['documents'])} = {thousands(totals['rows'])} rows + {left_out}",
+            f"  entity      {', '.join(settings['entity'])}, as of {settings['event_time']}{window}",
+            f"  folder      {table.folder} ({counted(len(record.files), 'file')}, {byte_size(totals['bytes'])})",
+            f"  Feast       {table.store.uri_of('feature_view.py')}",
+        ]
+    )

@@ -1,0 +1,179 @@
+"""Feature tables: numbered and immutable like Snapshots, one folder of Parquet each, one object that makes it true."""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from pipeline.errors import SnapshotConflict, StorageError
+from pipeline.fingerprint import content_hash
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import read_metadata, serialise
+from pipeline.storage.snapshots import arrow_filesystem, decode_schema
+
+VIEW = "feature_view.py"
+"""Key of the Feast definition of the newest table."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureFile:
+    """One Parquet file of a feature table: all rows of some of the entities."""
+
+    path: str
+    """Below the table's folder."""
+    rows: int
+    size_bytes: int
+    file_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTableRecord:
+    """The metadata object whose one conditional PUT publishes a feature table."""
+
+    number: int
+    key: str
+    """Fingerprint of the Snapshot and the settings it was made from."""
+    snapshot: dict[str, Any]
+    """`output`, `number`, `folder` and `model` of the Snapshot."""
+    fingerprint: str
+    """Of the recipe."""
+    settings: dict[str, Any]
+    """The `features` section of the config."""
+    transform: str | None
+    """Key of the fitted transform."""
+    table_schema: str
+    """Arrow IPC schema, base64."""
+    totals: dict[str, int]
+    """rows, documents, unkeyed, superseded, bytes."""
+    files: list[dict[str, Any]]
+    """A FeatureFile each."""
+    published_at: str
+    pipeline_version: str
+
+    @property
+    def folder(self) -> str:
+        """Name below `tables/`."""
+        return table_folder(self.number, self.key)
+
+
+class FeatureTable:
+    """A published feature table, open for reading."""
+
+    def __init__(self, store: Store, record: FeatureTableRecord) -> None:
+        self.store, self.record = store, record
+
+    @property
+    def folder(self) -> str:
+        """URI of the folder that holds exactly the committed rows."""
+        return self.store.uri_of(f"tables/{self.record.folder}")
+
+    @property
+    def address(self) -> str:
+        """The folder as other tools find it from anywhere: an absolute path where it is local."""
+        return f"{self.store.root}/tables/{self.record.folder}" if self.store.is_local else self.folder
+
+    @property
+    def schema(self) -> pa.Schema:
+        return decode_schema(self.record.table_schema)
+
+    def dataset(self) -> pyarrow.dataset.Dataset:
+        """Return the rows as a pyarrow dataset: lazy, filters and projections pushed down."""
+        if not self.record.files:
+            return pyarrow.dataset.dataset(self.schema.empty_table())
+        paths = [f"{self.store.root}/tables/{self.record.folder}/{file['path']}" for file in self.record.files]
+        return pyarrow.dataset.dataset(
+            paths, schema=self.schema, format="parquet", filesystem=arrow_filesystem(self.store)
+        )
+
+
+def table_folder(number: int, key: str) -> str:
+    """Return the name of a table's folder below `tables/`."""
+    return f"{number:08d}-{key}"
+
+
+def load_feature_table(store: Store) -> FeatureTable | None:
+    """Return the newest feature table; None if there is none."""
+    found = [key for key in store.files("_meta/tables") if re.fullmatch(r"_meta/tables/\d{8}\.json", key)]
+    content = store.read(max(found)) if found else None
+    if not content:
+        return None
+    try:
+        return FeatureTable(store, FeatureTableRecord(**orjson.loads(content)))
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"{store.uri_of(max(found))} is damaged, or of another version: {error}") from error
+
+
+def open_feature_table(uri: str) -> FeatureTable:
+    """Open the newest feature table for reading.
+
+    Args:
+        uri: as in `features.uri`.
+
+    Raises:
+        StorageError: none is published there.
+    """
+    store = Store(uri)
+    store.check_reachable()
+    table = load_feature_table(store)
+    if table is None:
+        raise StorageError(f"{store.uri}: no feature table is published there; check the address, or run `features`")
+    return table
+
+
+def write_feature_file(
+    store: Store, folder: str, path: str, table: pa.Table, metadata: Mapping[str, Any]
+) -> FeatureFile:
+    """Write one file of a table under its name, or adopt the one an earlier attempt has written there.
+
+    Args:
+        folder: as `table_folder` gives it; it follows from Snapshot and settings, and so do the rows of the file.
+
+    Raises:
+        StorageError: something else stands under this name.
+    """
+    key, own = f"tables/{folder}/{path}", {**metadata, "table": folder}
+    content = serialise(table, own)
+    found = store.put_new(key, content)
+    if found is not None:
+        try:
+            footer = pq.read_metadata(pa.BufferReader(found))
+        except pa.ArrowInvalid as error:
+            raise StorageError(f"{store.uri_of(key)} exists and is no Parquet file; remove it and run again") from error
+        if footer.num_rows != table.num_rows or read_metadata(footer.metadata or {}).get("table") != folder:
+            raise StorageError(f"{store.uri_of(key)} exists with other rows; remove it and run again")
+        content = found
+    return FeatureFile(path, table.num_rows, len(content), content_hash(content))
+
+
+def publish_feature_table(store: Store, record: FeatureTableRecord, view: str) -> FeatureTable:
+    """Write the one object that makes a table true, then what points to it: LATEST and the Feast definition.
+
+    Raises:
+        SnapshotConflict: this number was published with other content.
+        StorageError: the folder holds a file that the table does not name.
+    """
+    named = {f"tables/{record.folder}/{file['path']}" for file in record.files}
+    strays = sorted(store.files(f"tables/{record.folder}").keys() ^ named)
+    if strays:
+        raise StorageError(f"{store.uri_of(strays[0])}: files written and files found differ; remove the folder")
+    found = store.put_new(f"_meta/tables/{record.number:08d}.json", orjson.dumps(asdict(record)))
+    if found is not None and orjson.loads(found)["key"] != record.key:
+        raise SnapshotConflict(
+            f"feature table {record.number} of {store.uri} was published by another run meanwhile; run again"
+        )
+    with suppress(StorageError):  # the table stands whether or not these do; the next run mends them
+        write_pointers(store, record, view)
+    return FeatureTable(store, record if found is None else FeatureTableRecord(**orjson.loads(found)))
+
+
+def write_pointers(store: Store, record: FeatureTableRecord, view: str) -> None:
+    """Let LATEST name the folder of this table and the Feast definition read it, if they do not yet."""
+    for key, text in (("LATEST", f"{record.folder}\n"), (VIEW, view)):
+        if store.read(key) != text.encode():
+            store.put(key, text.encode())
