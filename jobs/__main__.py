@@ -13,6 +13,8 @@ from pipeline.errors import PipelineError, Stopped
 
 COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
+    "nightly": "embed what has changed, publish it unless too much would be deleted, and remove old snapshots",
+    "diff": "say which ids one snapshot has that another has not, and which have another text",
     "status": "show what is published in an output",
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
@@ -123,16 +125,19 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("embed", "requeue", "tune", "features"):
+    if name in ("embed", "requeue", "nightly", "tune", "features"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, …")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
-    if name in ("embed", "requeue"):
+    if name in ("embed", "requeue", "nightly"):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"
         command.add_argument("--seconds", type=float, default=90.0, help=budget)
-    if name in ("status", "verify", "expire"):
+    if name in ("status", "verify", "expire", "diff"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
+        if name == "diff":
+            command.add_argument("before", type=int, help="number of a snapshot")
+            command.add_argument("after", type=int, help="number of another")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name == "verify":
         command.add_argument(
@@ -144,9 +149,13 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--reason", action="append", default=[], metavar="R", help=reasons)
     if name == "expire":
         command.add_argument("--keep", type=_at_least_one, help="snapshots that stay (output.keep_snapshots, or 7)")
+        command.add_argument("--dry-run", action="store_true", help="print what would be removed; touch nothing")
+    if name in ("expire", "nightly"):
         grace = "what is younger stays; must be longer than a driver can stand still and go on (%(default)g)"
         command.add_argument("--grace-hours", type=_hours, default=24.0, metavar="H", help=grace)
-        command.add_argument("--dry-run", action="store_true", help="print what would be removed; touch nothing")
+    if name == "nightly":
+        allow = "publish whatever is deleted, whatever output.max_deleted_fraction says"
+        command.add_argument("--allow-deletes", action="store_true", help=allow)
     if name == "demo":
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")

@@ -11,6 +11,7 @@ from pipeline.config import JobConfig
 from pipeline.config_file import load_config
 
 if TYPE_CHECKING:
+    from pipeline.execution.metrics import RunReport
     from pipeline.records import Reason
 
 
@@ -42,8 +43,21 @@ def show_plan(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = fro
 
 def embed(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = frozenset()) -> int:
     """Run the job and print its report; with reasons to retry, take those rows out of quarantine."""
-    from pipeline.execution import run as execution
     from pipeline.execution.report import report_json
+
+    report = worked(config, retry)
+    if as_json:
+        sys.stdout.write(report_json(report).decode() + "\n")
+    else:
+        print_summary(report, sys.stdout)
+    return 0
+
+
+def worked(
+    config: JobConfig, retry: "frozenset[Reason]" = frozenset(), max_deleted: float | None = None
+) -> "RunReport":
+    """Run the job under a progress bar; arguments and errors as `execution.run`."""
+    from pipeline.execution import run as execution
 
     # Ray prints what befalls workers and nodes on stdout, which belongs to the report
     with Progress("auto") as progress, contextlib.redirect_stdout(sys.stderr):
@@ -54,9 +68,4 @@ def embed(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = frozens
             if update.rows_done:
                 progress.update(update.rows_done, None, update.tokens_done, update.fraction_done, update.quarantined)
 
-        report = execution.run(config, watch, retry)
-    if as_json:
-        sys.stdout.write(report_json(report).decode() + "\n")
-    else:
-        print_summary(report, sys.stdout)
-    return 0
+        return execution.run(config, watch, retry, max_deleted)

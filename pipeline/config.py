@@ -118,7 +118,9 @@ class Output(Section):
     carry: Literal["copy", "reference"] = "copy"
     """Unchanged Parts of the snapshot before are copied into the new folder, or only named by it."""
     keep_snapshots: Annotated[int, Field(ge=1)] = 7
-    """How many of the newest snapshots `expire` leaves; a run itself removes nothing."""
+    """How many of the newest snapshots `expire` and `nightly` leave; `embed` removes nothing."""
+    max_deleted_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the ids of the snapshot before that a `nightly` may lose; above it nothing is published."""
 
 
 class Runtime(Section):

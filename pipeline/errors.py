@@ -9,6 +9,7 @@ PipelineError                exit 1   anything below; the message alone must be 
 │   └── AttemptsDiffer       exit 1   two attempts at one Block set other rows aside; run again, in a fresh folder
 ├── SnapshotConflict         exit 3   another run holds or published the output; run again
 ├── Stopped                  exit 1   somebody asked the run to end; run again to go on
+├── DeletionRefused          exit 4   too much of the snapshot before would go; look, then allow it or mend the source
 └── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
 """
 
@@ -57,6 +58,12 @@ class SnapshotConflict(PipelineError):
 
 class Stopped(PipelineError):
     """The run was asked to end. Ray still runs and ends with this process, which should not wait for it."""
+
+
+class DeletionRefused(PipelineError):
+    """More of the snapshot before would go than the config allows; the run publishes nothing."""
+
+    exit_code = 4
 
 
 class ReconciliationError(PipelineError):

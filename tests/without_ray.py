@@ -23,10 +23,10 @@ from pipeline.storage.journal import Journal
 from pipeline.storage.snapshots import Snapshot, open_snapshot
 
 
-def run_in_process(config: str | Path, *overrides: str) -> RunReport:
-    """Run `embed` without Ray and without a process of its own."""
+def run_in_process(config: str | Path, *overrides: str, max_deleted: float | None = None) -> RunReport:
+    """Run `embed`, or with a limit of deletes `nightly`, without Ray and without a process of its own."""
     with patch.object(execution, "_encode_missing", _encode_missing):
-        return execution.run(load_config(str(config), overrides), lambda progress: None)
+        return execution.run(load_config(str(config), overrides), lambda progress: None, (), max_deleted)
 
 
 def published_in_process(config: str | Path, *overrides: str) -> Snapshot:

@@ -11,7 +11,9 @@ import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, ReconciliationError, SnapshotConflict, StorageError
+from pipeline.execution.difference import part_rows
 from pipeline.execution.duplicates import check_ids
+from pipeline.execution.guards import check_deletes
 from pipeline.execution.have import Carried
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.plan import Plan
@@ -41,14 +43,17 @@ def publish(
     new: list[BlockReceipt],
     report: RunReport,
     description: ModelDescription,
+    max_deleted: float | None,
 ) -> None:
     """Prove that nothing is missing, bring the Parts together, and make them the next Snapshot.
 
     Args:
         new: receipts of the Blocks this run has written.
         description: of the model.
+        max_deleted: as for `run`.
 
     Raises:
+        DeletionRefused: more of the Snapshot before would go.
         ReconciliationError: counts, files or the share of quarantined rows are not as they must be.
         SourceError: an id stands more than once, and `source.duplicate_ids` does not allow it.
         SnapshotConflict: another driver was faster.
@@ -62,6 +67,9 @@ def publish(
     _check_redone(plan, shards)
     if config.source.duplicate_ids != "allow":
         check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked)
+    if max_deleted is not None:
+        coming = [part_rows(folder, part) for folder, part in _where_they_lie(plan, new, carried)]
+        check_deletes(plan, coming, report.unreadable_bytes, max_deleted)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
     parts += _carry(config, plan, store, carried)
     _check_folders(plan, store, parts)

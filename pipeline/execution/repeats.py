@@ -1,6 +1,10 @@
 """Texts that stand in several Blocks of a run, found by a look through what it will read."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,8 @@ from pipeline.storage.readers import read_shard
 from pipeline.storage.rows import empty_texts
 from pipeline.storage.uniqueness import placed, repeated
 from pipeline.text.tokenizer import with_prompt
+
+logger = logging.getLogger(__name__)
 
 
 def unknown_hashes(shard: Shard, done_blocks: frozenset[int], settings: StageSettings) -> NDArray[np.void]:
@@ -32,6 +38,39 @@ def unknown_hashes(shard: Shard, done_blocks: frozenset[int], settings: StageSet
             is_new_N[empty_texts(texts)] = False
         found.append(np.unique(np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes))[is_new_N]))
     return np.concatenate(found)
+
+
+def look_through(
+    shards: Iterable[tuple[Shard, frozenset[int]]], settings: StageSettings, cpus: float, patience_seconds: float
+) -> Iterator[NDArray[np.void]]:
+    """Yield, by workers of the Ray cluster, the `unknown_hashes` of every Shard, in any order.
+
+    A Shard that cannot be read, or ends the process that reads it, gives none: it is a matter for those who read it in
+    earnest. So is one that stands still.
+
+    Args:
+        shards: with the Blocks of each that need no work.
+        cpus: that a worker reserves.
+        patience_seconds: longest wait for any Shard; then no further one is waited for.
+    """
+    import ray
+    import ray.exceptions
+
+    look = ray.remote(num_cpus=cpus, max_retries=0)(unknown_hashes)
+    shared, waiting = ray.put(settings), list[Any]()
+    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
+    for one in chain(shards, repeat(None, at_once)):
+        if one is not None:
+            waiting.append(look.remote(*one, shared))
+        if waiting and (one is None or len(waiting) >= at_once):
+            ready, waiting = ray.wait(waiting, timeout=patience_seconds)
+            if not ready:
+                logger.warning("event=look_through_ended reason=no_shard_was_read seconds=%s", patience_seconds)
+                for standing in waiting:
+                    ray.cancel(standing, force=True)
+                return
+            with suppress(ray.exceptions.RayError):
+                yield ray.get(ready[0])
 
 
 def repeated_texts(of_shards: Iterable[NDArray[np.void]]) -> NDArray[np.uint64]:

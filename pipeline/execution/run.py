@@ -23,12 +23,13 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
+from pipeline.execution.guards import check_sources
 from pipeline.execution.lending import RemoteLedger
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, make_plan
 from pipeline.execution.publish import publish
-from pipeline.execution.repeats import repeated_texts
+from pipeline.execution.repeats import look_through, repeated_texts
 from pipeline.execution.report import render_html, report_json
 from pipeline.execution.reuse import with_index
 from pipeline.execution.rounds import planned_redo
@@ -68,13 +69,17 @@ class Progress:
 Watcher = Callable[[Progress], None]
 
 
-def run(config: JobConfig, watch: Watcher, retry: Collection[Reason] = ()) -> RunReport:
+def run(
+    config: JobConfig, watch: Watcher, retry: Collection[Reason] = (), max_deleted: float | None = None
+) -> RunReport:
     """Bring the output up to date with the source, publish it as one Snapshot, and prove it.
 
     Args:
         config: what to read, what a vector is, where to write, how fast.
         watch: called often, from this thread.
         retry: reasons for which quarantined rows are tried again; with any, nothing else is begun.
+        max_deleted: share of the ids of the Snapshot before that may go, and none for want of a readable file; None =
+            the source may have lost what it will.
 
     Returns:
         The report, outcome `published` or `nothing_to_do`.
@@ -90,12 +95,14 @@ def run(config: JobConfig, watch: Watcher, retry: Collection[Reason] = ()) -> Ru
     report = _open_report(config, plan, store)
     report.seconds["plan"] = time.perf_counter() - started
     try:
+        if max_deleted is not None:
+            check_sources(plan)
         if plan.is_done or (retry and not plan.redo):
             _report_standing(report, plan)
             if retry:
                 report.warnings.append(NOTHING_TO_RETRY)
         else:
-            _work(config, plan, store, report, watch)
+            _work(config, plan, store, report, watch, max_deleted)
     except PipelineError as error:
         report.outcome, report.error = "failed", str(error)
         report.seconds["total"] = time.perf_counter() - started
@@ -111,7 +118,9 @@ def run(config: JobConfig, watch: Watcher, retry: Collection[Reason] = ()) -> Ru
     return report
 
 
-def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch: Watcher) -> None:
+def _work(
+    config: JobConfig, plan: Plan, store: Store, report: RunReport, watch: Watcher, max_deleted: float | None
+) -> None:
     watch(Progress("opening the output"))
     store.check_writable()
     with _stopping_on_sigterm(), Claim(store, plan.number) as claim:
@@ -129,7 +138,7 @@ def _work(config: JobConfig, plan: Plan, store: Store, report: RunReport, watch:
             receipts = _encode_missing(config, plan, description, planned_at, journal, report, watch)
         watch(Progress("publishing", report.rows_read, report.tokens, 1.0, report.quarantined))
         publishing = time.perf_counter()
-        publish(config, plan, store, claim, receipts, report, description)
+        publish(config, plan, store, claim, receipts, report, description, max_deleted)
         report.seconds["publish"] = time.perf_counter() - publishing
     report.outcome = "published"
 
@@ -190,7 +199,7 @@ def _encode_missing(
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
     from pipeline.execution.cluster import configure_data, divide, start_ray, stop_ray
-    from pipeline.execution.streaming import Todo, look_through, stream_healthy, watched
+    from pipeline.execution.streaming import Todo, stream_healthy, watched
 
     watch(Progress("starting Ray"))
     starting = time.perf_counter()
@@ -213,7 +222,9 @@ def _encode_missing(
         if config.recipe.long_text != "chunk":  # what its chunks are is known when it is tokenised
             watch(Progress("looking for repeated texts"))
             looking = time.perf_counter()
-            halves_R2 = repeated_texts(look_through(todo, settings, shares))
+            patience_seconds = config.runtime.stall_minutes * 60
+            shards = [(one.shard, one.done_blocks) for one in todo]
+            halves_R2 = repeated_texts(look_through(shards, settings, shares.stage_cpus, patience_seconds))
             if len(halves_R2):
                 settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
             report.seconds["look through"] = time.perf_counter() - looking

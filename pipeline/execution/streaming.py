@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -24,7 +23,6 @@ from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import Work
 from pipeline.execution.cluster import Shares, divide
 from pipeline.execution.encode_stage import EncodeBlocks
-from pipeline.execution.repeats import unknown_hashes
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.execution.stages import read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt, Shard
@@ -51,24 +49,6 @@ class Todo:
     """Blocks that need no work."""
     dropped: NDArray[np.int64]
     """Rows to leave out, by their position in the Shard, ascending: their id stands elsewhere before."""
-
-
-def look_through(todo: Sequence[Todo], settings: StageSettings, shares: Shares) -> Iterator[NDArray[np.void]]:
-    """Yield the hashes of the unknown texts of every Shard (`repeats.unknown_hashes`), in any order.
-
-    A Shard that cannot be read, or ends the process that reads it, gives none: it is a matter for those who read it in
-    earnest.
-    """
-    look = ray.remote(num_cpus=shares.stage_cpus, max_retries=0)(unknown_hashes)
-    shared, waiting = ray.put(settings), list[Any]()
-    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / shares.stage_cpus))
-    for one in [*todo, *[None] * at_once]:
-        if one is not None:
-            waiting.append(look.remote(one.shard, one.done_blocks, shared))
-        if waiting and (one is None or len(waiting) >= at_once):
-            (ready,), waiting = ray.wait(waiting)
-            with suppress(ray.exceptions.RayError):
-                yield ray.get(ready)
 
 
 def stream_healthy(

@@ -77,31 +77,32 @@ def distinct(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_ROWS)
 
 
 def repeated(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_ROWS) -> Iterator[NDArray[np.void]]:
-    """Yield the hashes that come more than once, each once, ordered by hash; memory and errors as `find_repeats`.
+    """Yield the hashes that come more than once, each once, ordered by hash; memory and errors as `find_repeats`."""
+    for rows in ordered(pieces, sorted_rows):
+        is_repeat = np.zeros(len(rows) + 1, np.bool_)
+        is_repeat[1:-1] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
+        yield rows[is_repeat[:-1] & ~np.append(False, is_repeat[:-2])] if len(rows) else rows
 
-    All hashes that come go through the temporary folder, if there are more than `sorted_rows`.
+
+def ordered(pieces: Iterable[NDArray[np.void]], sorted_rows: int = SORTED_ROWS) -> Iterator[NDArray[np.void]]:
+    """Yield all rows ordered by hash, equal ones in one array; memory and errors as `find_repeats`.
+
+    All of them go through the temporary folder, if there are more than `sorted_rows`.
     """
     with tempfile.TemporaryDirectory(prefix="hashes-") as name:
-        folder, ordered = Path(name), np.empty(0, PLACED)
+        folder, last = Path(name), np.empty(0, PLACED)
         for rows in _gathered(pieces, sorted_rows):
-            if len(ordered):
-                _spill(ordered, folder)
-            ordered = rows[np.argsort(rows["high"])]
+            if len(last):
+                _spill(last, folder)
+            last = rows[np.lexsort((rows["low"], rows["high"]))]
         if any(folder.iterdir()):
-            _spill(ordered, folder)
-            ordered = ordered[:0]
-        yield _seconds(ordered)
+            _spill(last, folder)
+            last = last[:0]
+        yield last
         for bucket in sorted(folder.iterdir()):
-            yield _seconds(np.fromfile(bucket, PLACED))
+            rows = np.fromfile(bucket, PLACED)
+            yield rows[np.lexsort((rows["low"], rows["high"]))]
             bucket.unlink()
-
-
-def _seconds(rows: NDArray[np.void]) -> NDArray[np.void]:
-    """Return of each hash that stands more than once one row, ordered by hash."""
-    rows = rows[np.lexsort((rows["low"], rows["high"]))]
-    is_repeat = np.zeros(len(rows) + 1, np.bool_)
-    is_repeat[1:-1] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
-    return rows[is_repeat[:-1] & ~np.append(False, is_repeat[:-2])] if len(rows) else rows
 
 
 def _passes(

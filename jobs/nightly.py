@@ -1,0 +1,53 @@
+"""`nightly`: embed what has changed, refuse to lose what nobody meant to delete, remove old snapshots."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from jobs.embed import show_plan, worked
+from jobs.summary import print_summary
+from pipeline.config_file import load_config
+from pipeline.errors import PipelineError
+from pipeline.units import byte_size, counted
+
+if TYPE_CHECKING:
+    from pipeline.config import JobConfig
+    from pipeline.execution.metrics import RunReport
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        return show_plan(config, options.json)
+    report = worked(config, max_deleted=None if options.allow_deletes else config.output.max_deleted_fraction)
+    expired = _expired(config, options.grace_hours, report)
+    if options.json:
+        import orjson
+
+        sys.stdout.write(orjson.dumps(report.to_json() | {"expired": expired}).decode() + "\n")
+        return 0
+    print_summary(report, sys.stdout)
+    if expired["removed"]:
+        size = f"{counted(expired['files'], 'file')}, {byte_size(expired['bytes'])}"
+        print(f"  expired     {', '.join(expired['removed'])} ({size})")
+    return 0
+
+
+def _expired(config: "JobConfig", grace_hours: float, report: "RunReport") -> dict[str, Any]:
+    """Remove old snapshots and what dead runs have left; what hinders that is a warning, the night's work is done."""
+    from pipeline.storage.expiry import expire
+    from pipeline.storage.filesystem import Store
+
+    older_than = time.time() - grace_hours * 3600
+    try:
+        removals = expire(Store(config.output.uri), config.output.keep_snapshots, older_than, is_dry_run=False).removals
+    except PipelineError as error:
+        report.warnings.append(f"old snapshots were not removed: {error}")
+        removals = ()
+    return {
+        "removed": [removal.name for removal in removals],
+        "files": sum(removal.files for removal in removals),
+        "bytes": sum(removal.size_bytes for removal in removals),
+    }
