@@ -32,11 +32,13 @@ def tuning_text(tuning: "Tuning") -> str:
         f"{tuning.device} with {tuning.cores} cores; one core tokenises "
         f"{thousands(tuning.tokenize_tokens_per_second)} tokens/s",
         "",
-        f"{'encoders':>8}  {'threads':>7}  {'batch_tokens':>12}  {'tokens/s':>9}  padding",
+        f"{'engine':<8}  {'encoders':>8}  {'threads':>7}  {'batch_tokens':>12}  {'tokens/s':>9}  padding",
     ]
     for trial in tuning.trials:
         result = f"{thousands(trial.tokens_per_second):>9}  {trial.padding:.1%}" if not trial.note else trial.note
-        found.append(f"{trial.encoders:>8}  {trial.threads:>7}  {trial.batch_tokens:>12}  {result}")
+        setting = trial.setting
+        shape = f"{setting.engine:<8}  {setting.encoders:>8}  {setting.threads:>7}"
+        found.append(f"{shape}  {trial.batch_tokens:>12}  {result}")
     found += ["", f"{'rows_per_part':>13}  padding  seconds a Block  vectors of a Part"]
     for layout in tuning.layouts:
         size, seconds = byte_size(layout.part_bytes), duration(layout.block_seconds)

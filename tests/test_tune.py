@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pipeline.config import JobConfig
-from pipeline.execution.trials import Trial
-from pipeline.execution.tune import Layout, _chosen, _fewest, _rows_per_part
+from pipeline.execution.trials import Setting, Trial
+from pipeline.execution.tune import Layout, _chosen, _faster, _rows_per_part
 from tests.running import jobs, written_config
 
 
@@ -37,7 +37,7 @@ def sections_of(config: str) -> dict[str, Any]:
 
 
 def test_the_lines_it_prints_load_as_a_config(config: str, tmp_path: Path) -> None:
-    finished = jobs("tune", config, "--seconds", "20")
+    finished = jobs("tune", config, "--seconds", "3")
     assert finished.code == 0, finished.stderr
     tables, _, lines = finished.stdout.partition("\n# ")
     assert "batch_tokens" in tables
@@ -52,13 +52,13 @@ def test_the_lines_it_prints_load_as_a_config(config: str, tmp_path: Path) -> No
 
 
 def test_json_is_one_object_with_every_setting_that_was_tried(config: str) -> None:
-    finished = jobs("tune", config, "runtime.batch_tokens=5000", "--json", "--seconds", "20")
+    finished = jobs("tune", config, "runtime.batch_tokens=5000", "--json", "--seconds", "3")
     assert finished.code == 0, finished.stderr
     tuning = orjson.loads(finished.stdout)
     assert tuning["outcome"] == "tuned"
     assert tuning["texts"] == 3000
     assert {trial["batch_tokens"] for trial in tuning["trials"]} >= {2048, 5000, 16384}
-    assert {trial["encoders"] for trial in tuning["trials"]} >= {1}
+    assert {trial["setting"]["encoders"] for trial in tuning["trials"]} >= {1}
     tried = [trial for trial in tuning["trials"] if not trial["note"]]
     assert all(trial["tokens_per_second"] > 0 and trial["padding"] >= 0 for trial in tried)
     assert tried
@@ -69,7 +69,7 @@ def test_json_is_one_object_with_every_setting_that_was_tried(config: str) -> No
 
 def test_rows_per_part_stays_where_something_is_published(config: str) -> None:
     assert jobs("embed", config, "output.rows_per_part=700").code == 0
-    finished = jobs("tune", config, "output.rows_per_part=700", "--json", "--seconds", "5")
+    finished = jobs("tune", config, "output.rows_per_part=700", "--json", "--seconds", "1")
     tuning = orjson.loads(finished.stdout)
     assert tuning["lines"]["output"] == {"rows_per_part": 700}
     assert any("anew" in note for note in tuning["notes"])
@@ -84,15 +84,15 @@ def test_a_config_that_is_wrong_ends_with_2_and_a_source_without_text_with_1(con
 
 
 def trial(encoders: int, batch_tokens: int, rate: float) -> Trial:
-    return Trial(encoders, 1, batch_tokens, rate, 0.0)
+    return Trial(Setting("torch", encoders, 1), batch_tokens, rate)
 
 
 def test_what_is_hardly_faster_changes_nothing() -> None:
     trials = [trial(1, 2048, 990.0), trial(1, 16384, 1000.0), trial(1, 32768, 1020.0)]
     assert _chosen(trials, present=16384).batch_tokens == 16384
     assert _chosen([*trials, trial(1, 65536, 1100.0)], present=16384).batch_tokens == 65536
-    assert _fewest([*trials, trial(2, 16384, 1020.0)], trials[1]).encoders == 1
-    assert _fewest([*trials, trial(2, 16384, 1200.0)], trials[1]).encoders == 2
+    assert _faster([*trials, trial(2, 16384, 1020.0)], trials[1]).setting.encoders == 1
+    assert _faster([*trials, trial(2, 16384, 1200.0)], trials[1]).setting.encoders == 2
 
 
 def test_a_block_is_long_enough_to_be_worth_it_and_there_are_enough_of_them() -> None:

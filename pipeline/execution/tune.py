@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.config import JobConfig
 from pipeline.encoder.batching import pack_by_tokens
 from pipeline.errors import EncoderError
 from pipeline.execution.plan import Plan
-from pipeline.execution.trials import Lab, Trial
+from pipeline.execution.trials import Lab, Setting, Trial
 from pipeline.execution.tune_texts import Texts
 
 BUDGET_SECONDS = 90.0
@@ -70,7 +71,8 @@ class Tuning:
 def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BUDGET_SECONDS) -> Tuning:
     """Try settings on texts of the source, each in processes of its own, and choose.
 
-    First the batches of one encoder with all cores are tried, then more encoders with fewer threads each.
+    First the batches of one encoder with all cores are tried, then another engine if the config leaves that open, then
+    more encoders with fewer threads each.
 
     Raises:
         EncoderError: the model cannot be loaded, or fails on every setting.
@@ -80,14 +82,21 @@ def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BU
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a run; spinning threads of several encoders would fight
     cores = len(os.sched_getaffinity(0))
     lab = Lab(config, plan, texts, deadline)
-    trials = lab.batches(1, cores, _batch_candidates(config))
+    engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
+    trials = lab.batches(Setting(engine, 1, cores), _batch_candidates(config))
     best = _chosen(trials, config.runtime.batch_tokens)
+    if config.runtime.engine == "auto" and _has_openvino(lab.device, plan.model.kind):
+        trials += _with_openvino(lab, cores, best.batch_tokens)
+        best = _faster(trials, best)
     for encoders in _encoder_counts(lab.device, cores):
         threads = cores // encoders if lab.device == "cpu" else 0
-        trials += lab.batches(encoders, threads, [best.batch_tokens])
-    winner = _fewest(trials, best)
+        trials += lab.batches(Setting(best.setting.engine, encoders, threads), [best.batch_tokens])
+    winner = _faster(trials, best)
     layouts = [_layout(rows, texts, winner) for rows in ROWS_PER_PART]
-    notes = [f"threads per encoder follow from runtime.encoders: {winner.threads} each with {winner.encoders} here"]
+    notes = [
+        f"threads per encoder follow from runtime.encoders: {winner.setting.threads} each with "
+        f"{winner.setting.encoders} here"
+    ]
     rows_per_part = _rows_per_part(layouts, texts.source_rows, winner)
     if load > BUSY_LOAD * cores:
         notes.append(
@@ -104,7 +113,7 @@ def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BU
         tokenize_tokens_per_second=texts.tokens_per_second,
         trials=tuple(trials),
         layouts=tuple(layouts),
-        lines=_lines(lab.device, winner, rows_per_part),
+        lines=_lines(config, lab.device, winner, rows_per_part),
         notes=tuple(notes),
     )
 
@@ -113,6 +122,18 @@ def _batch_candidates(config: JobConfig) -> list[int]:
     """Return budgets in which the longest text has room, that of the config among them, ascending."""
     least = config.recipe.max_tokens
     return sorted({budget for budget in BATCH_TOKENS if budget >= least} | {config.runtime.batch_tokens})
+
+
+def _has_openvino(device: str, kind: str) -> bool:
+    return device == "cpu" and kind != "hashing" and find_spec("openvino") is not None
+
+
+def _with_openvino(lab: Lab, cores: int, batch_tokens: int) -> list[Trial]:
+    setting = Setting("openvino", 1, cores)
+    try:
+        return lab.batches(setting, [batch_tokens])
+    except EncoderError as error:
+        return [Trial(setting, batch_tokens, note=f"failed: {error}")]
 
 
 def _encoder_counts(device: str, cores: int) -> list[int]:
@@ -130,17 +151,17 @@ def _chosen(trials: Sequence[Trial], present: int) -> Trial:
     return best if best.tokens_per_second > WORTH_CHANGING * own.tokens_per_second else own
 
 
-def _fewest(trials: Sequence[Trial], single: Trial) -> Trial:
-    """Return one encoder, unless more of them are clearly faster."""
-    best = max(trials, key=lambda trial: (trial.tokens_per_second, -trial.encoders))
-    return best if best.tokens_per_second > WORTH_CHANGING * single.tokens_per_second else single
+def _faster(trials: Sequence[Trial], simplest: Trial) -> Trial:
+    """Return the simplest setting, unless another one is clearly faster."""
+    best = max(trials, key=lambda trial: trial.tokens_per_second)
+    return best if best.tokens_per_second > WORTH_CHANGING * simplest.tokens_per_second else simplest
 
 
 def _layout(rows: int, texts: Texts, winner: Trial) -> Layout:
     lengths_N = _as_many(texts.tokens.lengths_N, rows)
     batches = pack_by_tokens(lengths_N, winner.batch_tokens)
     padded = sum(len(batch) * int(lengths_N[batch[0]]) for batch in batches)
-    seconds = float(lengths_N.sum()) / (winner.tokens_per_second / winner.encoders)
+    seconds = float(lengths_N.sum()) / (winner.tokens_per_second / winner.setting.encoders)
     return Layout(rows, padded / float(lengths_N.sum()) - 1, seconds, round(rows * texts.bytes_per_vector))
 
 
@@ -151,19 +172,22 @@ def _as_many(lengths_N: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
 
 def _rows_per_part(layouts: Sequence[Layout], source_rows: int, winner: Trial) -> int:
     """Return the largest size whose Blocks are neither too long nor too few for all encoders to have work."""
-    shortest, longest = BLOCK_SECONDS
+    (shortest, longest), wanted_blocks = BLOCK_SECONDS, 2 * winner.setting.encoders
     fitting = [
         layout.rows_per_part
         for layout in layouts
-        if shortest <= layout.block_seconds <= longest and source_rows / layout.rows_per_part >= 2 * winner.encoders
+        if shortest <= layout.block_seconds <= longest and source_rows / layout.rows_per_part >= wanted_blocks
     ]
     if fitting:
         return max(fitting)
     return next((one.rows_per_part for one in layouts if one.block_seconds >= shortest), layouts[-1].rows_per_part)
 
 
-def _lines(device: str, winner: Trial, rows_per_part: int) -> dict[str, dict[str, Any]]:
-    runtime: dict[str, Any] = {"encoders": winner.encoders, "batch_tokens": winner.batch_tokens}
+def _lines(config: JobConfig, device: str, winner: Trial, rows_per_part: int) -> dict[str, dict[str, Any]]:
+    encoders, engine = winner.setting.encoders, winner.setting.engine
+    runtime: dict[str, Any] = {"encoders": encoders, "batch_tokens": winner.batch_tokens}
     if device != "cpu":
-        runtime |= {"encoders": "auto", "gpus_per_encoder": 1 / winner.encoders}
+        runtime |= {"encoders": "auto", "gpus_per_encoder": 1 / encoders}
+    elif config.runtime.engine == "auto" and config.recipe.model[:10] != "hashing://":
+        runtime["engine"] = engine
     return {"output": {"rows_per_part": rows_per_part}, "runtime": runtime}
