@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import data_plane, encoders, faults, ids, overhead, peers
+from tests.benchmarks import data_plane, encoders, faults, growth, ids, overhead, peers, reading_writing
 from tests.benchmarks.chart import write_chart
 from tests.benchmarks.table import Line, shown
 
@@ -36,7 +36,7 @@ def main() -> None:
     console.print(f"kept in {folder / 'results.json'}", highlight=False)
 
 
-QUICK = ("encoders", "peers")
+QUICK = ("encoders", "peers", "reading-writing", "growth")
 """What runs without an option: within 20 minutes on two cores."""
 
 
@@ -45,8 +45,10 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     rounds, rows = options.rounds, options.rows or 17_410
     seconds = options.seconds
     return {
-        "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 7.0, options.model),
-        "peers": lambda: peers.measure(folder, rounds or 1, seconds or (600 if options.full else 15), PEER_ROWS),
+        "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 5.0, options.model),
+        "peers": lambda: peers.measure(folder, rounds or 1, seconds or (600 if options.full else 12), PEER_ROWS),
+        "reading-writing": lambda: reading_writing.measure(folder, rounds or 5),
+        "growth": lambda: growth.measure(folder, rounds or (3 if options.full else 1)),
         "ids": lambda: ids.measure(folder),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),

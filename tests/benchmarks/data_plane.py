@@ -23,14 +23,19 @@ output: {{uri: "{output}"}}
 """
 
 
+def made_rows(count: int) -> pa.Table:
+    """Return `id` and `text` of so many rows, all different and the same each time."""
+    choose = random.Random(7)
+    texts = ["".join(choose.choices(WORDS, k=6)) + str(row) for row in range(count)]
+    return pa.table({"id": pa.array(range(count)), "text": texts})
+
+
 def write_corpora(folder: Path) -> dict[str, Path]:
     """Write the same rows three times; return the folder of each shape."""
     corpora = {shape: folder / f"corpus-{number}" for number, shape in enumerate(SHAPES)}
     if (folder / "complete").exists():
         return corpora
-    choose = random.Random(7)
-    texts = ["".join(choose.choices(WORDS, k=6)) + str(row) for row in range(ROWS)]
-    table = pa.table({"id": pa.array(range(ROWS)), "text": texts})
+    table = made_rows(ROWS)
     for path in corpora.values():
         path.mkdir(parents=True, exist_ok=True)
     for number in range(40):
@@ -38,7 +43,7 @@ def write_corpora(folder: Path) -> dict[str, Path]:
         pq.write_table(rows, corpora[SHAPES[0]] / f"{number:02d}.parquet")
     pq.write_table(table, corpora[SHAPES[1]] / "all.parquet", row_group_size=ROWS)
     with gzip.open(corpora[SHAPES[2]] / "all.jsonl.gz", "wb", compresslevel=3) as stream:
-        for row, text in enumerate(texts):
+        for row, text in enumerate(table["text"].to_pylist()):
             stream.write(orjson.dumps({"id": row, "text": text}) + b"\n")
     (folder / "complete").touch()
     return corpora

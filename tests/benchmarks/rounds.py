@@ -23,7 +23,7 @@ class Variant:
     precision: str
     open: Callable[[], AbstractContextManager[Encode]]
     """Loads what it needs; what is loaded stays until all rounds are over."""
-    least_texts: int = 48
+    least_texts: int = 32
     """Fewer would not show it as it is."""
 
 
