@@ -112,7 +112,7 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
     for number in sorted(set(numbers) - set(kept)):
         if snapshot := load_snapshot(store, number):
             own = [*snapshot.record.tables.values(), f"run {snapshot.record.run_key}", f"index {number}"]
-            keys = [key for name in own for key in groups.pop(name, [])]
+            keys = [key for name in own if name not in kept_groups for key in groups.pop(name, [])]
             removals.append(_removal(f"snapshot {number}", keys, found, snapshot=number))
     # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
     unfinished = {name for name in groups if name.startswith("run ") and name not in kept_groups}

@@ -43,7 +43,7 @@ EVENTS = [
 ]
 """What happens around the runs."""
 
-KINDS = st.sampled_from(["embed", "embed", "embed", "requeue", "expire"])
+KINDS = st.sampled_from(["embed", "embed", "embed", "requeue", "expire", "roll back"])
 ANY_STOP = st.sampled_from([*sorted(STOPS), "the publish", "the end"])
 STEPS = st.integers(0, 11)
 RARELY = st.sampled_from([False, False, False, True])
@@ -103,8 +103,10 @@ class Protocol(RuleBasedStateMachine):
         if rows and kind == "expire":  # the same
             world.sleep()
             stop = stop if stop == "the end" else "a deletion"
-        if kind == "expire":
-            actor = world.sweep(1 + steps % 2)
+        if kind == "roll back" and len(world.published) > 1:
+            actor = world.roll_back(rows)
+        elif kind == "expire":
+            actor = world.sweep(1 + steps % 3)
         else:
             actor = world.drive(is_strict, carry, frozenset(Reason) if kind == "requeue" else ())
         self.meets(actor, stop, steps, fate)
@@ -167,7 +169,8 @@ class Protocol(RuleBasedStateMachine):
         if not world.files:
             return
         world.is_sick = False
-        for start in (world.drive, partial(world.drive, retry=frozenset(Reason)), partial(world.sweep, 1)):
+        requeue = partial(world.drive, retry=frozenset(Reason))  # the first may finish one that a sick device began
+        for start in (world.drive, requeue, requeue, partial(world.sweep, 1)):
             world.sleep()
             last = start()
             last.run_to_end()

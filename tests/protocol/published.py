@@ -47,6 +47,10 @@ class Published:
         stats = {path.relative_to(root).as_posix(): path.stat() for path in paths}
         return {key: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for key, stat in stats.items()}
 
+    def is_twin_of(self, other: "Published") -> bool:
+        """Whether both are of one run: itself, or one the rollback to the other."""
+        return bool(self.record.run_key == other.record.run_key)
+
     def check_rows(self, states: Sequence[State]) -> None:
         """Compare the rows with the source: they are those of one moment since the Snapshot before."""
         assert self.files.keys() == self.keys.keys(), "the folder is not what the snapshot says"

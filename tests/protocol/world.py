@@ -29,6 +29,7 @@ from pipeline.records import BlockReceipt, Reason, Shard
 from pipeline.storage import claim, expiry, journal
 from pipeline.storage.expiry import expire
 from pipeline.storage.filesystem import Store
+from pipeline.storage.rollback import roll_back
 from pipeline.storage.snapshots import Snapshot, snapshot_numbers
 from tests.inline import FRAIL, blocks_of
 from tests.protocol.actors import Actor, Crashed, SteppedStore, current_actor
@@ -230,6 +231,12 @@ class World:
         self.least_kept = min(keep, self.least_kept or keep)
         return self.start(lambda: expire(SteppedStore(str(self.output)), keep, self.morning, is_dry_run=False))
 
+    def roll_back(self, index: int) -> Actor:
+        """Start `python -m jobs nightly --rollback N`, N one of the Snapshots before the newest."""
+        older = sorted(self.published)[:-1]
+        number = older[index % len(older)]
+        return self.start(lambda: roll_back(SteppedStore(str(self.output)), number))
+
     def sleep(self) -> None:
         """Let a night pass, longer than the grace: no process of the day before is left."""
         self.kill_all()
@@ -283,7 +290,12 @@ class World:
                 assert number == self.newest + 1, f"snapshot {number} came after {self.newest}"
                 self.published[number] = Published(self.store, number, len(self.states) - 1)
                 before = self.published.get(self.newest)
-                self.published[number].check_rows(self.states[before.state if before else 0 :])
+                twins = [one for one in self.published.values() if one.is_twin_of(self.published[number])]
+                if len(twins) == 1:
+                    self.published[number].check_rows(self.states[before.state if before else 0 :])
+                else:
+                    assert all(one.keys == twins[0].keys for one in twins), "a rollback has changed the rows"
+                    self.counts["rolled back"] += 1
                 self.newest = number
                 self.counts["committed"] += 1
                 self.counts["requeued"] += self.begun.get(self.published[number].record.run_key, False)
