@@ -156,6 +156,8 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name == "nightly":
         allow = "publish whatever is deleted, whatever output.max_deleted_fraction says"
         command.add_argument("--allow-deletes", action="store_true", help=allow)
+        back = "publish snapshot N again, as the newest one, and do nothing else; copies nothing"
+        command.add_argument("--rollback", type=_at_least_one, metavar="N", help=back)
     if name == "demo":
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")

@@ -1,6 +1,7 @@
 """`nightly`: embed what has changed, refuse to lose what nobody meant to delete, remove old snapshots."""
 
 import argparse
+import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.embed import show_plan, worked
 from jobs.summary import print_summary
 from pipeline.config_file import load_config
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.units import byte_size, counted
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     config = load_config(options.config, options.overrides)
+    if options.rollback is not None:
+        if options.dry_run:
+            raise ConfigError("--rollback writes one small object and copies nothing; it has no --dry-run, see `diff`")
+        return _roll_back(config.output.uri, options.rollback, options.json)
     if options.dry_run:
         return show_plan(config, options.json)
     report = worked(config, max_deleted=None if options.allow_deletes else config.output.max_deleted_fraction)
@@ -32,6 +37,22 @@ def run(options: argparse.Namespace) -> int:
     if expired["removed"]:
         size = f"{counted(expired['files'], 'file')}, {byte_size(expired['bytes'])}"
         print(f"  expired     {', '.join(expired['removed'])} ({size})")
+    return 0
+
+
+def _roll_back(uri: str, number: int, as_json: bool) -> int:
+    """Publish an older snapshot as the newest one."""
+    from pipeline.storage.filesystem import Store
+    from pipeline.storage.rollback import roll_back
+
+    store = Store(uri)
+    published = roll_back(store, number)
+    facts = {"output": store.uri, "snapshot": published.number, "rolled_back_to": number, "folder": published.folder}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        rows = f"{counted(published.totals['rows'], 'row')} in {published.folder}"
+        print(f"{store.uri}: snapshot {published.number} is what snapshot {number} was, {rows}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from jobs.__main__ import main
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, StorageError
@@ -14,6 +15,7 @@ from pipeline.storage.filesystem import Store
 from pipeline.storage.rollback import roll_back
 from pipeline.storage.snapshots import snapshot_numbers
 from tests.inline import run_inline
+from tests.running import written_config
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def rows_of(config: JobConfig, number: int | None = None) -> list[dict[str, obje
 
 def test_a_snapshot_gone_back_to_reads_as_it_did_and_verifies(config: JobConfig) -> None:
     store, before = Store(config.output.uri), rows_of(config, 1)
-    files = {key: stat for key, stat in store.files("snapshots").items()}
+    files = store.files("snapshots")
     published = roll_back(store, 1)
     assert (published.number, published.record.parent) == (4, 3)
     assert rows_of(config) == before
@@ -65,6 +67,21 @@ def test_the_night_after_a_rollback_publishes_the_source_as_it_is(config: JobCon
     assert [[row[name] for name in names] for row in rows_of(config)] == [
         [row[name] for name in names] for row in tonight
     ]
+
+
+def test_the_command_says_what_it_has_published(
+    config: JobConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written_config(
+        tmp_path / "job.yaml",
+        **{name: config.model_dump(mode="json", exclude_unset=True)[name] for name in ("source", "recipe", "output")},
+    )
+    assert main(["nightly", path, "--rollback", "2", "--json"]) == 0
+    said = orjson.loads(capsys.readouterr().out)
+    assert (said["snapshot"], said["rolled_back_to"]) == (4, 2)
+    assert said["folder"] == open_snapshot(config.output.uri, 2).folder
+    assert main(["nightly", path, "--rollback", "9"]) == 2
+    assert main(["nightly", path, "--rollback", "1", "--dry-run"]) == 2
 
 
 def test_going_back_to_what_stands_publishes_nothing(config: JobConfig) -> None:

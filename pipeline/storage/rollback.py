@@ -7,7 +7,7 @@ import pipeline
 from pipeline.errors import ConfigError, SnapshotConflict, StorageError
 from pipeline.records import Part
 from pipeline.storage.claim import Claim
-from pipeline.storage.filesystem import Store
+from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import Snapshot, load_snapshot, publish_snapshot, snapshot_numbers
 
@@ -57,7 +57,7 @@ def _parts_of(store: Store, snapshot: Snapshot) -> list[tuple[str, Part]]:
     names = [one.name for one in fields(Part)]
     rows = snapshot.parts.to_pylist()
     parts = [(row["folder"], Part(**{name: row[name] for name in names})) for row in rows]
-    found = {}
+    found: dict[str, Stat] = {}
     for folder in {folder for folder, _ in parts}:
         found |= store.files(f"snapshots/{folder}") | store.files(f"quarantine/{folder}")
     for folder, part in parts:
