@@ -133,6 +133,9 @@ class Runtime(Section):
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes the forward pass: torch, or OpenVINO (CPU, float32 and bfloat16; the extra `[openvino]`). auto =
     torch; an encoder on a CPU that has encoded for a minute then tries both and goes on with the faster one."""
+    look_for_repeats: bool | Literal["auto"] = "auto"
+    """Read the source once before encoding, so that a text that stands in several Blocks is encoded once; auto = for
+    every model but hashing://, whose vectors cost less than the look."""
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Padded tokens per forward pass: rows times the longest row. Lower it when a device runs out of memory."""
     ray_address: str | None = None

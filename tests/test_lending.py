@@ -135,7 +135,7 @@ def test_two_encoders_on_ray_encode_each_distinct_text_once(tmp_path: Path) -> N
         source={"uri": str(tmp_path / "corpus")},
         recipe={"model": "hashing://8"},
         output={"uri": str(tmp_path / "out"), "rows_per_part": 20},
-        runtime={"encoders": 2},
+        runtime={"encoders": 2, "look_for_repeats": True},
     )
     finished = embed(config)
     assert finished.code == 0, finished.stderr

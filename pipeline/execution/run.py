@@ -219,7 +219,7 @@ def _encode_missing(
             Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
             for shard in plan.embed
         ]
-        if config.recipe.long_text != "chunk":  # what its chunks are is known when it is tokenised
+        if _looks_for_repeats(config, plan):
             watch(Progress("looking for repeated texts"))
             looking = time.perf_counter()
             patience_seconds = config.runtime.stall_minutes * 60
@@ -240,6 +240,12 @@ def _encode_missing(
     finally:
         if not isinstance(sys.exception(), Stopped):
             stop_ray()
+
+
+def _looks_for_repeats(config: JobConfig, plan: Plan) -> bool:
+    """Whether repeated texts are looked for; what the chunks of a text are is known only when it is tokenised."""
+    asked = config.runtime.look_for_repeats
+    return config.recipe.long_text != "chunk" and (plan.model.kind != "hashing" if asked == "auto" else asked)
 
 
 @contextmanager
