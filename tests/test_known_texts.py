@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.arrow import vectors_of
 from pipeline.config_file import load_config
 from pipeline.execution import lending, reuse
 from pipeline.execution.metrics import RunReport
@@ -18,7 +20,7 @@ from pipeline.storage import known, text_index
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import Snapshot, open_snapshot
-from tests.inline import run_inline
+from tests.inline import Killed, run_inline
 from tests.running import written_config
 from tests.without_ray import run_in_process
 
@@ -289,6 +291,34 @@ def test_texts_that_lie_too_scattered_are_encoded_again_and_counted(
     assert "scattered" in report.warnings[0]
 
 
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_a_night_that_was_killed_goes_on_and_equals_a_run_from_scratch(tmp_path: Path, blocks: int) -> None:
+    corpus = with_one_night(tmp_path)
+    corpus.write(x=rows_of(range(50), changed=[3, 40]), y=rows_of(range(50, 92)))
+    with pytest.raises(Killed):
+        run_inline(load_config(corpus.config), dies_after_blocks=blocks)
+    assert corpus.snapshot.number == 1
+    report = corpus.night()
+    assert (report.snapshot, report.rows_read, report.quarantined) == (2, 92, 0)
+    assert report.encoded_texts <= 4
+    assert corpus.rows().drop_columns(TIMES).equals(corpus.from_scratch())
+    assert verify(corpus.snapshot).is_sound
+
+
+def test_a_node_that_cannot_keep_a_copy_of_the_index_encodes_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = with_one_night(tmp_path, rows=30)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reuse, "open_index", full)
+    corpus.write(x=rows_of(range(30)))
+    report = corpus.night()
+    assert (report.encoded_texts, report.taken_over) == (30, 0)
+
+
 def test_a_text_that_stands_more_than_once_in_a_block_is_encoded_once(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path)
     texts = ["a", "b", "a", "c", "b", "a"]
@@ -335,3 +365,31 @@ def test_a_repeated_text_without_a_vector_puts_all_its_rows_aside_and_no_other(t
     again = run_inline(load_config(corpus.config), retry=frozenset(Reason))
     assert (again.embedded, again.taken_over, again.encoded_texts, again.quarantined) == (2, 3, 1, 0)
     assert corpus.rows().drop_columns(TIMES).equals(corpus.from_scratch())
+
+
+@pytest.mark.slow
+def test_on_real_reviews_a_night_encodes_the_distinct_new_texts_and_equals_a_run_from_scratch(
+    tmp_path: Path, m3e_small: Path, reviews: pa.Table
+) -> None:
+    recipe = {"model": str(m3e_small), "compute": "float32", "max_tokens": 64}
+    corpus = Corpus(tmp_path, recipe=recipe, output={"rows_per_part": 128, "partition_by": ["label"]})
+    rows = reviews.slice(0, 600).select(["id", "text", "label"])
+    corpus.write(**{f"dt-1-{n}": rows.slice(150 * n, 150) for n in range(4)})
+    corpus.night()
+    texts = rows["text"].to_pylist()
+    changed = range(0, 600, 20)  # 5 %; 1 % is new, 1 % is gone
+    for row in changed:
+        texts[row] = "变了。" + texts[row]
+    today = rows.set_column(1, "text", pa.array(texts)).filter(pa.array([row % 100 != 1 for row in range(600)]))
+    new = reviews.slice(600, 6).select(["id", "text", "label"])
+    today = pa.concat_tables([today, new]).take(pa.array([(211 * row) % 600 for row in range(600)]))
+    corpus.write(**{f"dt-2-{n}": today.slice(87 * n, 87) for n in range(7)})
+    report = corpus.night()
+    fresh = set(today["text"].to_pylist()) - set(rows["text"].to_pylist())
+    assert (report.rows_read, report.encoded_texts) == (600, len(fresh))
+    assert len(fresh) == len(changed) + 6
+    found, scratch = corpus.rows().drop_columns(TIMES), corpus.from_scratch()
+    assert found.drop_columns(["embedding"]).equals(scratch.drop_columns(["embedding"]))
+    vectors_ND, expected_ND = (vectors_of(table["embedding"]) for table in (found, scratch))
+    assert np.allclose(vectors_ND, expected_ND, rtol=0, atol=1e-6)
+    assert verify(corpus.snapshot, sample=100).is_sound

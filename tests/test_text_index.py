@@ -95,3 +95,12 @@ def test_an_index_in_a_bucket_is_fetched_once_per_night_and_those_of_before_go(
 def test_an_index_that_is_not_there_is_told_by_its_place(output: Store, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="read the index"):
         TextIndex(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", ["json", "bin"])
+def test_an_index_that_is_damaged_is_told_and_not_searched(output: Store, suffix: str) -> None:
+    folder = Path(output.root, write_index(output, open_snapshot(output.uri))[0].key)
+    (path,) = folder.glob(f"*.{suffix}")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StorageError, match="damaged"):
+        TextIndex(folder)

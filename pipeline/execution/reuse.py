@@ -88,7 +88,7 @@ def _opened(index: IndexReference, columns: tuple[str, ...]) -> KnownVectors | N
     store = Store(index.output_uri)
     try:
         return KnownVectors(store, open_index(store, index), columns)
-    except StorageError as error:
+    except (StorageError, OSError) as error:  # OSError: this node has no place to keep a copy
         logger.warning("event=index_lost error=%s", error)
         return None
 

@@ -57,16 +57,19 @@ class TextIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        with told_as(StorageError, "read the index", str(folder)):
-            facts = orjson.loads((folder / FACTS).read_bytes())
-            self.keys = [str(key) for key, _ in facts["parts"]]
-            """Of the Parts, in the order in which places number them."""
-            self.rows_P = [int(rows) for _, rows in facts["parts"]]
-            pieces = facts["pieces"]
-            self._first_P = np.array([piece["first"] for piece in pieces], np.uint64)
-            self._pieces_P2R = [
-                np.memmap(folder / piece["name"], "<u8", "r", shape=(2, piece["rows"])) for piece in pieces
-            ]
+        try:
+            with told_as(StorageError, "read the index", str(folder)):
+                facts = orjson.loads((folder / FACTS).read_bytes())
+                self.keys = [str(key) for key, _ in facts["parts"]]
+                """Of the Parts, in the order in which places number them."""
+                self.rows_P = [int(rows) for _, rows in facts["parts"]]
+                pieces = facts["pieces"]
+                self._first_P = np.array([piece["first"] for piece in pieces], np.uint64)
+                self._pieces_P2R = [
+                    np.memmap(folder / piece["name"], "<u8", "r", shape=(2, piece["rows"])) for piece in pieces
+                ]
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(f"{folder}: the index is damaged ({error}); it is made anew by the next run") from error
 
     def find(self, hashes: pa.Array) -> NDArray[np.int64]:
         """Return the place of each hash (`uniqueness.placed`), -1 where the index has none.
