@@ -64,11 +64,23 @@ def test_a_variant_whose_vectors_are_others_is_seen_by_its_cosine() -> None:
     assert outcomes[2].timed[0].min_cosine == pytest.approx(1)
 
 
-def test_each_round_has_its_own_texts_and_a_faster_variant_more_of_the_same() -> None:
-    few, _ = TEXTS.of_round(1, 4, 10)
-    more, _ = TEXTS.of_round(1, 4, 30)
-    assert few == [f"text {n}" for n in range(25, 35)]
-    assert more[:10] == few
+def test_the_texts_of_a_round_sort_into_batches_of_the_whole_corpus_and_each_round_has_others() -> None:
+    texts = Texts(["x" * (n * n % 997) for n in range(1000)], np.ones(1000, np.int64), lambda lengths_N: 0.0, 10)
+    whole = sorted(map(len, texts.texts), reverse=True)
+    batches = {tuple(whole[start : start + 10]) for start in range(0, 1000, 10)}
+    rounds = [texts.like_all(number, 3, 100) for number in range(3)]
+    for rows_B in rounds:
+        assert len(set(rows_B.tolist())) == 100
+        lengths = sorted((len(texts.texts[row]) for row in rows_B), reverse=True)
+        assert {tuple(lengths[start : start + 10]) for start in range(0, 100, 10)} <= batches
+    assert not set(rounds[0].tolist()) & set(rounds[1].tolist())
+
+
+def test_a_variant_with_texts_of_its_own_is_compared_over_those_that_both_have() -> None:
+    variants = [Variant("honest", "float32", honest), Variant("mixed", "float32", honest, mixed_texts=60)]
+    outcomes = interleave(variants, TEXTS, rounds=2, seconds=0.01, before_round=lambda: None)
+    assert [one.texts for one in outcomes[1].timed] == [60, 60]
+    assert outcomes[1].timed[0].min_cosine == pytest.approx(1)
 
 
 def test_made_reviews_are_distinct_and_about_as_long_as_the_real_ones() -> None:

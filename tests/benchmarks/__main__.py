@@ -45,8 +45,8 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     rounds, rows = options.rounds, options.rows or 17_410
     seconds = options.seconds
     return {
-        "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 5.0, options.model),
-        "peers": lambda: peers.measure(folder, rounds or 1, seconds or (600 if options.full else 12), PEER_ROWS),
+        "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 4.0, options.model),
+        "peers": lambda: peers.measure(folder, rounds or 1, seconds or (600 if options.full else 10), PEER_ROWS),
         "reading-writing": lambda: reading_writing.measure(folder, rounds or 5),
         "growth": lambda: growth.measure(folder, rounds or (3 if options.full else 1)),
         "ids": lambda: ids.measure(folder),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +29,16 @@ Line = dict[str, object]
 
 BUCKET, FILES, FEW_ROWS, COMPARED_ROWS = "bench", 8, 64, 256
 
+
+class Writes(Enum):
+    """What a way leaves behind."""
+
+    FILES = 0
+    SNAPSHOT = 1
+    COMPARED = 2
+    """A Snapshot, by the run that all others are compared with."""
+
+
 CONFIG = """\
 source: {{uri: "s3://{source}/"}}
 recipe: {{model: "{model}", compute: {precision}}}
@@ -48,7 +59,7 @@ class Peer:
     """Its rate over that of our float32 encoder loop; only decides how many rows it is given."""
     command: Command
     batch_rows: int = 1
-    is_ours: bool = False
+    writes: Writes = Writes.FILES
     start_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -102,28 +113,35 @@ def _peers(folder: Path, model: Model) -> list[Peer]:
         job = _daft(folder, model, precision)
         peers.append(Peer(f"Daft, {name}, 1024 rows", precision, expected, job, 1024))
     for precision, expected in (("float32", 1.0), ("bfloat16", 1.8)):
-        peers.append(Peer("ours, python -m jobs embed", precision, expected, _ours(folder, model, precision), 1, True))
+        peers.append(
+            Peer("ours, python -m jobs embed", precision, expected, _ours(folder, model, precision), 1, Writes.COMPARED)
+        )
+    more = _ours(folder, model, "bfloat16", "runtime.encoders=2")
+    peers.append(Peer("ours, runtime.encoders=2", "bfloat16", 1.8, more, 1, Writes.SNAPSHOT))
+    loop = [sys.executable, "-m", "tests.benchmarks.plain_loop"]
+    peers.append(Peer("our loop without Ray", "bfloat16", 1.8, _program(loop, model, "bfloat16")))
     return peers
 
 
+def _program(program: list[str], model: Model, precision: str, *more: str) -> Command:
+    return lambda source, target: [*program, source, target, str(model.folder), precision, *more]
+
+
 def _textbook(model: Model, precision: str, rows: int) -> Command:
-    program = [sys.executable, "-m", "tests.benchmarks.textbook_ray"]
-    return lambda source, target: [*program, source, target, str(model.folder), precision, str(rows)]
+    return _program([sys.executable, "-m", "tests.benchmarks.textbook_ray"], model, precision, str(rows))
 
 
 def _daft(folder: Path, model: Model, precision: str) -> Command:
     program = str(Path(__file__).parent / "daft_job.py")
-    return lambda source, target: [
-        daft_python(folder), program, source, target, str(model.folder), precision, "1024"
-    ]  # fmt: skip
+    return lambda *ends: _program([daft_python(folder), program], model, precision, "1024")(*ends)
 
 
-def _ours(folder: Path, model: Model, precision: str) -> Command:
+def _ours(folder: Path, model: Model, precision: str, *overrides: str) -> Command:
     def command(source: str, target: str) -> list[str]:
         config = folder / "peers.yaml"
         text = CONFIG.format(source=source, target=target, model=model.folder, precision=precision)
         config.write_text(text, encoding="utf-8")
-        return [sys.executable, "-m", "jobs", "embed", str(config), "--json"]
+        return [sys.executable, "-m", "jobs", "embed", str(config), *overrides, "--json"]
 
     return command
 
@@ -157,7 +175,7 @@ def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray
         peer.rows_written = written.num_rows
         first = written.filter(pads.field("id") < COMPARED_ROWS).sort_by("id")
         vectors_ND = np.array(first["embedding"].to_pylist(), np.float32)
-        peer.min_cosine = min(peer.min_cosine, min_cosine(vectors_ND, reference_ND))
+        peer.min_cosine = min(peer.min_cosine, min_cosine(vectors_ND, reference_ND[: len(vectors_ND)]))
     except Exception as error:  # noqa: BLE001  one way that fails must not end the others
         what = str(error) if isinstance(error, ProgramFailed) else f"{type(error).__name__}: {error}"
         peer.failure = " ".join(what.split())[:400]
@@ -183,7 +201,7 @@ def _write_source(server: LocalS3, source: str, rows: pa.Table) -> None:
 
 def _written(server: LocalS3, peer: Peer, target: str) -> pa.Table:
     """Return ids and vectors of an output."""
-    if peer.is_ours:
+    if peer.writes is not Writes.FILES:
         return open_snapshot(f"s3://{target}/").to_table(columns=["id", "embedding"])
     dataset = pads.dataset(target, filesystem=server.filesystem(), format="parquet")
     return dataset.to_table(columns=["id", "embedding"])
@@ -212,6 +230,6 @@ def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
 
 def _ratio(peers: Sequence[Peer], precision: str, peer: Peer) -> float | None:
     """Return how many times its rate ours has: the median of the ratios of each round."""
-    ours = next(other for other in peers if other.is_ours and other.precision == precision)
+    ours = next(other for other in peers if other.writes is Writes.COMPARED and other.precision == precision)
     pairs = list(zip(ours.rates, peer.rates, strict=False))
     return round(statistics.median(our / their for our, their in pairs), 2) if pairs else None

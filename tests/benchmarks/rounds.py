@@ -23,8 +23,8 @@ class Variant:
     precision: str
     open: Callable[[], AbstractContextManager[Encode]]
     """Loads what it needs; what is loaded stays until all rounds are over."""
-    least_texts: int = 32
-    """Fewer would not show it as it is."""
+    mixed_texts: int = 0
+    """If not 0, it is given so many texts as they come, and not the texts of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Timed:
     seconds: float
     others_cores: float
     min_cosine: float
-    """To the first variant's vectors of the same texts."""
+    """To the first variant's vectors, over the texts that both have encoded."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,8 +53,14 @@ class Outcome:
     failure: str = ""
 
 
-Ready = tuple[Outcome, Encode, int]
-"""A variant that is loaded, and on how many texts it is measured."""
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A variant that is loaded."""
+
+    outcome: Outcome
+    encode: Encode
+    tokens_per_second: float
+    """As a first look tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +71,71 @@ class Texts:
     lengths_N: NDArray[np.int64]
     """Tokens of each."""
     flops_of: Callable[[NDArray[np.int64]], float]
+    batch_texts: int = 32
+    """What `SentenceTransformer.encode` takes at once."""
 
-    def of_round(self, number: int, rounds: int, count: int) -> tuple[list[str], NDArray[np.int64]]:
-        """Return the first texts of a round, from another place in each round, and their lengths."""
-        start = number * (len(self.texts) // rounds)
-        rows = [(start + row) % len(self.texts) for row in range(count)]
-        return [self.texts[row] for row in rows], self.lengths_N[rows]
+    def like_all(self, number: int, rounds: int, count: int) -> NDArray[np.int64]:
+        """Return the rows of about so many texts that sort into the very batches that the whole corpus sorts into.
+
+        A few texts drawn at random would differ more in length from their neighbours than all texts do, and whoever
+        pads to the longest of 32 neighbours would look slower than he is. So whole batches of the sorted corpus are
+        taken, at even distances, others in each round, and mixed.
+        """
+        by_length_N = np.argsort([-len(text) for text in self.texts], kind="stable")
+        batches = max(1, len(self.texts) // self.batch_texts)
+        wanted = min(batches, max(1, round(count / self.batch_texts)))
+        chosen = ((np.arange(wanted) + (number + 0.5) / rounds) * batches / wanted).astype(np.int64)
+        rows = chosen[:, None] * self.batch_texts + np.arange(self.batch_texts)
+        return np.random.default_rng(number).permutation(by_length_N[rows[rows < len(self.texts)]])
+
+    def as_they_come(self, number: int, rounds: int, count: int) -> NDArray[np.int64]:
+        """Return the rows of so many consecutive texts, from another place in each round."""
+        return (np.arange(count) + number * (len(self.texts) // rounds)) % len(self.texts)
+
+    def taken(self, rows_B: NDArray[np.int64]) -> list[str]:
+        return [self.texts[row] for row in rows_B.tolist()]
 
 
 def interleave(
     variants: Sequence[Variant], texts: Texts, rounds: int, seconds: float, before_round: Callable[[], None]
 ) -> list[Outcome]:
-    """Measure all variants in every round, each on as many of the round's texts as it manages in the time.
+    """Measure all variants in every round on the same texts, as many as they manage in the time together.
 
     Args:
         variants: the first is the reference of the cosines, and should be there whatever happens.
-        seconds: per variant and round.
+        seconds: per variant and round, on average.
         before_round: called at the beginning of each.
     """
     outcomes = [Outcome(variant) for variant in variants]
     with ExitStack() as stack:
-        ready = [(outcome, *loaded) for outcome in outcomes if (loaded := _loaded(outcome, texts, seconds, stack))]
+        ready = [loaded for outcome in outcomes if (loaded := _loaded(outcome, texts, stack))]
+        count = _shared_count([one for one in ready if not one.outcome.variant.mixed_texts], texts, seconds)
         for number in range(rounds):
             before_round()
-            reference: NDArray[np.float32] | None = None
-            for outcome, encode, count in ready[:1] + _rotated(ready[1:], number):
-                if outcome.failure:
+            reference: _Encoded | None = None
+            for one in ready[:1] + _rotated(ready[1:], number):
+                variant = one.outcome.variant
+                if one.outcome.failure:
                     continue
-                _say(f"round {number + 1}/{rounds}: {outcome.variant.name} {outcome.variant.precision}")
-                vectors_ND = _measure(outcome, encode, texts, (number, rounds, count), reference)
-                reference = vectors_ND if reference is None else reference
+                _say(f"round {number + 1}/{rounds}: {variant.name} {variant.precision}")
+                if variant.mixed_texts:
+                    rows_B = texts.as_they_come(number, rounds, min(variant.mixed_texts, len(texts.texts)))
+                else:
+                    rows_B = texts.like_all(number, rounds, count)
+                encoded = _measure(one, texts, rows_B, reference)
+                reference = reference or encoded
         _say("")
     return outcomes
+
+
+_Encoded = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows of the corpus, and their vectors."""
+
+
+def _shared_count(ready: Sequence[Ready], texts: Texts, seconds: float) -> int:
+    """Return how many texts all variants encode in their time together."""
+    seconds_per_token = sum(1 / one.tokens_per_second for one in ready)
+    return _texts_of(len(ready) * seconds / seconds_per_token, texts) if ready else 0
 
 
 def _rotated(values: list[Ready], by: int) -> list[Ready]:
@@ -104,55 +143,48 @@ def _rotated(values: list[Ready], by: int) -> list[Ready]:
     return values[at:] + values[:at]
 
 
-def _loaded(outcome: Outcome, texts: Texts, seconds: float, stack: ExitStack) -> tuple[Encode, int] | None:
-    """Load a variant and find out how many texts fill its time; None if it cannot be loaded."""
+def _loaded(outcome: Outcome, texts: Texts, stack: ExitStack) -> Ready | None:
+    """Load a variant and find out how fast it is, roughly; None if it cannot be loaded."""
     _say(f"loading {outcome.variant.name} {outcome.variant.precision}")
     try:
         encode = stack.enter_context(outcome.variant.open())
-        few, lengths_N = texts.of_round(0, 1, min(len(texts.texts), max(8, _texts_of(1000, texts))))
-        encode(few)
+        rows_B = texts.as_they_come(0, 1, min(len(texts.texts), max(8, _texts_of(1000, texts))))
+        encode(texts.taken(rows_B))
         started = time.perf_counter()
-        encode(few)
-        rate = int(lengths_N.sum()) / (time.perf_counter() - started)
+        encode(texts.taken(rows_B))
+        return Ready(outcome, encode, int(texts.lengths_N[rows_B].sum()) / (time.perf_counter() - started))
     except Exception as error:  # noqa: BLE001  one variant that fails must not end the others
         outcome.failure = _told(error)
         return None
-    count = max(outcome.variant.least_texts, _texts_of(rate * seconds, texts))
-    return encode, min(count, len(texts.texts))
 
 
 def _texts_of(tokens: float, texts: Texts) -> int:
     return math.ceil(tokens / float(texts.lengths_N.mean()))
 
 
-def _measure(
-    outcome: Outcome,
-    encode: Encode,
-    texts: Texts,
-    where: tuple[int, int, int],
-    reference_ND: NDArray[np.float32] | None,
-) -> NDArray[np.float32] | None:
-    rows, lengths_N = texts.of_round(*where)
-    since = quiet.now()
+def _measure(one: Ready, texts: Texts, rows_B: NDArray[np.int64], reference: _Encoded | None) -> _Encoded | None:
+    given, since = texts.taken(rows_B), quiet.now()
     try:
         started = time.perf_counter()
-        vectors_ND = encode(rows)
+        vectors_BD = one.encode(given)
         took = time.perf_counter() - started
     except Exception as error:  # noqa: BLE001  see _loaded
-        outcome.failure = _told(error)
+        one.outcome.failure = _told(error)
         return None
-    cosine = 1.0 if reference_ND is None else min_cosine(vectors_ND, reference_ND)
-    tokens, flops = int(lengths_N.sum()), texts.flops_of(lengths_N)
-    outcome.timed.append(Timed(len(rows), tokens, flops, took, quiet.cores_of_others(since), cosine))
-    return vectors_ND
+    others, lengths_B, cosine = quiet.cores_of_others(since), texts.lengths_N[rows_B], 1.0
+    if reference is not None:
+        _, ours, theirs = np.intersect1d(rows_B, reference[0], return_indices=True)
+        cosine = min_cosine(vectors_BD[ours], reference[1][theirs])
+    tokens, flops = int(lengths_B.sum()), texts.flops_of(lengths_B)
+    one.outcome.timed.append(Timed(len(given), tokens, flops, took, others, cosine))
+    return rows_B, vectors_BD
 
 
 def min_cosine(ours_ND: NDArray[np.float32], theirs_ND: NDArray[np.float32]) -> float:
-    """Return the smallest cosine between rows of the same number, as far as both have rows."""
-    count = min(len(ours_ND), len(theirs_ND))
-    a, b = ours_ND[:count].astype(np.float64), theirs_ND[:count].astype(np.float64)
+    """Return the smallest cosine between rows of the same number."""
+    a, b = ours_ND.astype(np.float64), theirs_ND.astype(np.float64)
     cosines_N = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return float(cosines_N.min())
+    return float(cosines_N.min(initial=1.0))
 
 
 def ratios(of: Outcome, to: Outcome) -> list[float]:

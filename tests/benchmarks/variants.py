@@ -37,11 +37,11 @@ class SentenceTransformerModel(Protocol):
     def bfloat16(self) -> object: ...
 
 
-def peers(model: Model, with_pool: bool) -> list[Variant]:
+def peers(model: Model, with_pool: bool, batch_texts: int = 32) -> list[Variant]:
     """Return the ways of sentence-transformers; the first is the float32 reference."""
     variants = [
-        Variant("encode", "float32", partial(_encode, model, "float32")),
-        Variant("encode", "bfloat16", partial(_encode, model, "bfloat16")),
+        Variant("encode", "float32", partial(_encode, model, "float32", batch_texts)),
+        Variant("encode", "bfloat16", partial(_encode, model, "bfloat16", batch_texts)),
     ]
     if with_pool:
         pool = partial(_encode_with_pool, model)
@@ -93,14 +93,14 @@ def _loaded(model: Model, precision: str) -> SentenceTransformerModel:
 
 
 @contextmanager
-def _encode(model: Model, precision: str) -> Iterator[Encode]:
+def _encode(model: Model, precision: str, batch_texts: int) -> Iterator[Encode]:
     import torch
 
     loaded = _loaded(model, precision)
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         torch.set_num_threads(CORES)
-        return _as_numpy(loaded.encode(texts, **_options(precision)))
+        return _as_numpy(loaded.encode(texts, batch_size=batch_texts, **_options(precision)))
 
     yield encode
 
