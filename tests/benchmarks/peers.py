@@ -172,6 +172,9 @@ def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray
         peer.start_seconds.append(start)
         peer.wall_seconds.append(wall)
         peer.rates.append(float(tokens_N[FEW_ROWS : peer.rows].sum()) / max(wall - start, 1e-3))
+        print(
+            f"    {peer.rates[-1]:,.0f} tokens/s, start {start:.1f} s, wall {wall:.1f} s", file=sys.stderr, flush=True
+        )
         peer.rows_written = written.num_rows
         first = written.filter(pads.field("id") < COMPARED_ROWS).sort_by("id")
         vectors_ND = np.array(first["embedding"].to_pylist(), np.float32)
@@ -179,6 +182,7 @@ def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray
     except Exception as error:  # noqa: BLE001  one way that fails must not end the others
         what = str(error) if isinstance(error, ProgramFailed) else f"{type(error).__name__}: {error}"
         peer.failure = " ".join(what.split())[:400]
+        print(f"    failed: {peer.failure}", file=sys.stderr, flush=True)
 
 
 def _timed(server: LocalS3, peer: Peer, known: pa.Table, rows: int, limit: float) -> tuple[float, str]:
