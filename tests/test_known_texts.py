@@ -277,11 +277,20 @@ def test_a_part_that_vanishes_once_the_index_is_made_costs_the_same(
     assert corpus.rows().drop_columns(TIMES).equals(corpus.from_scratch())
 
 
+def test_a_corpus_shuffled_over_many_small_parts_encodes_nothing(tmp_path: Path) -> None:
+    corpus = with_one_night(tmp_path, rows=150, output={"rows_per_part": 2})
+    assert corpus.snapshot.parts.num_rows == 75
+    corpus.write(x=rows_of([(67 * n) % 150 for n in range(150)]))
+    report = corpus.night("output.rows_per_part=150")
+    assert (report.encoded_texts, report.taken_over) == (0, 150)
+    assert corpus.rows().equals(corpus.rows(1))
+
+
 def test_texts_that_lie_too_scattered_are_encoded_again_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = with_one_night(tmp_path, rows=48)
-    monkeypatch.setattr(known, "MANY_PARTS", 1)
+    monkeypatch.setattr(known, "MANY_BYTES", 0)
     monkeypatch.setattr(known, "FEW_ROWS", 0.5)
     monkeypatch.setattr(known, "CACHE_BYTES", 0)
     corpus.write(x=rows_of([*range(12), 16, 40]))

@@ -18,9 +18,9 @@ from pipeline.storage.text_index import TextIndex, part_and_row
 CACHE_BYTES = 256 * 2**20
 """Of Parts that are kept by each process, the newest one however large: neighbours want the same."""
 
-MANY_PARTS, FEW_ROWS = 64, 1 / 64
-"""A look-up reads that many Parts in any case, those with most of its rows; a further one only if it wants such a share
-of its rows. Reading a Part of 16,384 vectors for one of them costs more than encoding a text (2026-11)."""
+MANY_BYTES, FEW_ROWS = 4 * 2**30, 1 / 64
+"""A look-up reads so much of Parts in any case, beginning with those that hold most of its rows; a further one only if
+it wants such a share of its rows. To read a Part of 16,384 vectors for one of them costs more than to encode a text."""
 
 
 class Fate(IntEnum):
@@ -74,13 +74,14 @@ class KnownVectors:
         parts, starts, counts = np.unique(part_K, return_index=True, return_counts=True)
         fate_N = np.zeros(len(places_N), np.int8)
         tables, rows = [], []
-        cold = 0
+        cold_bytes = 0
         for nth in np.argsort(-counts, kind="stable").tolist():
             part, here = int(parts[nth]), slice(starts[nth], starts[nth] + counts[nth])
-            cold += part not in self._cached
-            if part not in self._cached and self._is_scattered(part, cold, int(counts[nth])):
-                fate_N[rows_K[here]] = Fate.SCATTERED
-                continue
+            if part not in self._cached and part < len(self.index.keys):
+                if cold_bytes > MANY_BYTES and counts[nth] < FEW_ROWS * self.index.rows_P[part]:
+                    fate_N[rows_K[here]] = Fate.SCATTERED
+                    continue
+                cold_bytes += self.index.bytes_P[part]
             fate_N[rows_K[here]] = Fate.UNREADABLE
             table = self._part(part)
             if table is not None:
@@ -89,10 +90,6 @@ class KnownVectors:
                 rows.append(rows_K[here][is_same])
                 fate_N[rows[-1]] = Fate.KNOWN
         return Found(fate_N, _in_order(tables, rows))
-
-    def _is_scattered(self, part: int, cold: int, wanted: int) -> bool:
-        """Whether a Part is the reading not worth, after so many that had to be read."""
-        return cold > MANY_PARTS and part < len(self.index.rows_P) and wanted < FEW_ROWS * self.index.rows_P[part]
 
     def _part(self, part: int) -> pa.Table | None:
         """Return the columns of a Part, None if they cannot be read; that is not tried twice."""

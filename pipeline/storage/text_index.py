@@ -22,7 +22,7 @@ from pipeline.storage.parquet import part_key, read_columns
 from pipeline.storage.snapshots import Snapshot
 from pipeline.storage.uniqueness import ROW_BITS, SORTED_ROWS, distinct, placed
 
-VERSION = 1
+VERSION = 2
 FACTS = "index.json"
 
 READERS = 16
@@ -60,9 +60,10 @@ class TextIndex:
         try:
             with told_as(StorageError, "read the index", str(folder)):
                 facts = orjson.loads((folder / FACTS).read_bytes())
-                self.keys = [str(key) for key, _ in facts["parts"]]
+                self.keys = [str(key) for key, *_ in facts["parts"]]
                 """Of the Parts, in the order in which places number them."""
-                self.rows_P = [int(rows) for _, rows in facts["parts"]]
+                self.rows_P = [int(rows) for _, rows, _ in facts["parts"]]
+                self.bytes_P = [int(size_bytes) for *_, size_bytes in facts["parts"]]
                 pieces = facts["pieces"]
                 self._first_P = np.array([piece["first"] for piece in pieces], np.uint64)
                 self._pieces_P2R = [
@@ -148,11 +149,12 @@ def _facts_of(store: Store, folder: str) -> dict[str, Any] | None:
 
 def _written(store: Store, snapshot: Snapshot, folder: str) -> dict[str, Any]:
     """Write an index, its facts last; what stands there is written over, as all of it can be derived again."""
-    columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path", "rows"))
-    parts = [(part_key(*part), rows) for *part, rows in zip(*columns, strict=True) if part[0] == "embeddings"]
+    columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path", "rows", "size_bytes"))
+    lines = zip(*columns, strict=True)
+    parts = [(part_key(*part), rows, size_bytes) for *part, rows, size_bytes in lines if part[0] == "embeddings"]
     unreadable: list[str] = []
     pieces = []
-    for number, (high_R, place_R) in enumerate(_entries(store, [key for key, _ in parts], unreadable)):
+    for number, (high_R, place_R) in enumerate(_entries(store, [key for key, *_ in parts], unreadable)):
         content = high_R.tobytes() + place_R.tobytes()
         name = f"{number:05d}-{content_hash(content)}.bin"
         store.put(f"{folder}/{name}", content)
