@@ -30,6 +30,7 @@ def features_facts(result: "FeatureRun") -> dict[str, object]:
         "folder": table.folder,
         "snapshot": table.record.snapshot,
         "totals": table.record.totals,
+        "transform": table.record.transform,
         "feature_view": table.store.uri_of("feature_view.py"),
         "seconds": round(result.seconds, 3),
     }
@@ -37,6 +38,8 @@ def features_facts(result: "FeatureRun") -> dict[str, object]:
 
 def features_text(result: "FeatureRun") -> str:
     """Return what a person reads: where the rows are, how many, and what became of the documents."""
+    from pipeline.storage.feature_tables import transform_path
+
     table, record = result.table, result.table.record
     totals, settings = record.totals, record.settings
     came = f"published in {duration(result.seconds)}" if result.is_new else "stands; nothing to do"
@@ -48,6 +51,7 @@ def features_text(result: "FeatureRun") -> str:
             f"  snapshot    {record.snapshot['number']} of {record.snapshot['output']}",
             f"  documents   {thousands(totals['documents'])} = {thousands(totals['rows'])} rows + {left_out}",
             f"  entity      {', '.join(settings['entity'])}, as of {settings['event_time']}{window}",
+            *([f"  fit         {table.store.uri_of(transform_path(record.transform))}"] if record.transform else []),
             f"  folder      {table.folder} ({counted(len(record.files), 'file')}, {byte_size(totals['bytes'])})",
             f"  Feast       {table.store.uri_of('feature_view.py')}",
         ]

@@ -172,6 +172,20 @@ class Features(Section):
     """Scale the vector of each text, after pooling and truncation, and that of each row to length 1."""
     stored: Literal["float32", "float16", "int8", "binary"] = "float32"
     """Number type of the column `embedding`, as in `recipe.stored`."""
+    int8_scale: Literal["row", "corpus"] = "row"
+    """int8 with a scale per row, or with one for all that is fitted, so that codes of two rows can be compared."""
+    projection: Literal["none", "pca", "whiten"] = "none"
+    """Fitted rotation of the vectors onto their main directions, for `whiten` with equal variance along each."""
+    components: Annotated[int, Field(ge=1)] | None = None
+    """Numbers per vector after the projection, the main directions first; null = as many as before."""
+    clusters: Annotated[int, Field(ge=2)] | None = None
+    """Add the column `cluster`: the number of the nearest of so many centres, fitted by k-means."""
+    centroids: Uri | None = None
+    """Parquet file with `name` and `embedding`: a column `cosine_<name>` for each, of the vector before projection."""
+    fit_rows: Annotated[int, Field(ge=1)] = 50_000
+    """Rows on which projection, clusters and scale are fitted; once, then every later table uses the same fit."""
+    seed: int = 0
+    """Of the drawing of these rows and of k-means; another one fits anew."""
     ttl_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
     """Age up to which a join takes a feature; null = any. Written into the Feast view; changes no row."""
 
@@ -179,6 +193,10 @@ class Features(Section):
     def _windows_are_asked_for(self) -> Self:
         if "window_days" in self.model_fields_set and self.aggregate == "none":
             raise ValueError("window_days needs aggregate: mean")
+        if self.components is not None and self.projection == "none":
+            raise ValueError("components needs projection: pca or whiten")
+        if self.int8_scale == "corpus" and self.stored != "int8":
+            raise ValueError("int8_scale needs stored: int8")
         if len({name.casefold() for name in self.entity}) < len(self.entity):
             raise ValueError("entity names a column twice")
         return self

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import pipeline
 from pipeline.arrow import vectors_of
 from pipeline.config import Features, JobConfig
-from pipeline.encoder.vectors import finish, to_stored
+from pipeline.encoder.vectors import finish
 from pipeline.errors import ConfigError
 from pipeline.execution.feature_documents import (
     DOCUMENT,
@@ -27,10 +27,17 @@ from pipeline.execution.feature_documents import (
     read_bucket,
     spill_documents,
 )
+from pipeline.execution.feature_transform import (
+    Centroids,
+    load_or_fit,
+    read_centroids,
+    transform_key,
+    vector_columns,
+    vector_fields,
+)
 from pipeline.features.feast_view import feature_view
 from pipeline.features.windows import moments_of, newest_so_far, ordered, window_means, window_starts
 from pipeline.fingerprint import fingerprint
-from pipeline.schemas import embedding_fields
 from pipeline.storage.feature_tables import (
     FeatureFile,
     FeatureTable,
@@ -60,6 +67,28 @@ class FeatureRun:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a table is made from."""
+
+    features: Features
+    snapshot: Snapshot
+    centroids: Centroids
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table."""
+        times = [pa.field(name, UTC_MICROSECONDS, nullable=False) for name in ("event_timestamp", "created_timestamp")]
+        types = [(name, self.snapshot.schema.field(name).type) for name in self.features.entity]
+        keys = [pa.field(name, type, nullable=False) for name, type in types]
+        dimension = dimension_of(self.features, self.snapshot)
+        return pa.schema([*keys, *times, *vector_fields(self.features, dimension, self.centroids)])
+
+    @property
+    def transform_key(self) -> str | None:
+        return transform_key(self.features, self.snapshot.record.fingerprint)
+
+
 def make_features(config: JobConfig) -> FeatureRun:
     """Bring the feature table up to date with the newest Snapshot of the output.
 
@@ -74,7 +103,8 @@ def make_features(config: JobConfig) -> FeatureRun:
         raise ConfigError("the config has no section features; it needs at least features.uri")
     snapshot, store = open_snapshot(config.output.uri), Store(features.uri)
     _check(features, snapshot)
-    key, buckets = table_key(features, snapshot), buckets_of(snapshot)
+    origin = Origin(features, snapshot, read_centroids(features.centroids, dimension_of(features, snapshot)))
+    key = table_key(origin)
     newest = load_feature_table(store)
     if newest is not None and newest.record.key == key:
         write_pointers(store, newest.record, view_of(features, newest))
@@ -83,21 +113,22 @@ def make_features(config: JobConfig) -> FeatureRun:
     number = 1 if newest is None else newest.record.number + 1
     with tempfile.TemporaryDirectory(prefix="features-") as temporary:
         folder = Path(temporary)
-        counts = spill_documents(snapshot, wanted_of(features), folder, buckets)
-        files = list(_write_files(features, snapshot, store, table_folder(number, key), folder, buckets))
-    record = _record(features, snapshot, number, key, counts, files)
+        counts = spill_documents(snapshot, wanted_of(features), folder, buckets_of(snapshot))
+        files = list(_write_files(origin, store, table_folder(number, key), folder))
+    record = _record(origin, number, key, counts, files)
     table = publish_feature_table(store, record, view_of(features, FeatureTable(store, record)))
     return FeatureRun(table, True, time.monotonic() - started)
 
 
-def table_key(features: Features, snapshot: Snapshot) -> str:
+def table_key(origin: Origin) -> str:
     """Return the fingerprint of all that decides the rows of a table and how they lie in files."""
     return fingerprint(
         {
-            "output": snapshot.store.uri,
-            "snapshot": snapshot.record.folder,
-            "settings": deciding(features),
-            "buckets": buckets_of(snapshot),
+            "output": origin.snapshot.store.uri,
+            "snapshot": origin.snapshot.record.folder,
+            "settings": deciding(origin.features),
+            "centroids": origin.centroids.content_hash,
+            "buckets": buckets_of(origin.snapshot),
             "version": pipeline.__version__,
         }
     )
@@ -118,12 +149,9 @@ def wanted_of(features: Features) -> Wanted:
     return Wanted(features.entity, features.event_time, features.pool, features.dimensions, features.normalize)
 
 
-def schema_of(features: Features, snapshot: Snapshot) -> pa.Schema:
-    """Return the schema of the table."""
-    dimension = features.dimensions or snapshot.record.dimension
-    times = [pa.field(name, UTC_MICROSECONDS, nullable=False) for name in ("event_timestamp", "created_timestamp")]
-    keys = [pa.field(name, snapshot.schema.field(name).type, nullable=False) for name in features.entity]
-    return pa.schema([*keys, *times, *embedding_fields(dimension, features.stored)])
+def dimension_of(features: Features, snapshot: Snapshot) -> int:
+    """Return how many numbers a vector has before a projection."""
+    return features.dimensions or snapshot.record.dimension
 
 
 def view_of(features: Features, table: FeatureTable) -> str:
@@ -164,29 +192,44 @@ def _check(features: Features, snapshot: Snapshot) -> None:
     given = snapshot.record.dimension
     if features.dimensions is not None and features.dimensions > given:
         raise ConfigError(f"features.dimensions is {features.dimensions}; the vectors of the snapshot have {given}")
-    if features.stored == "binary" and (features.dimensions or given) % 8:
-        raise ConfigError(
-            f"features.stored: binary needs a multiple of 8 dimensions, not {features.dimensions or given}"
+    before = dimension_of(features, snapshot)
+    if features.components is not None and features.components > before:
+        raise ConfigError(f"features.components is {features.components}; the vectors before it have {before}")
+    kept = features.components or before
+    if features.stored == "binary" and kept % 8:
+        raise ConfigError(f"features.stored: binary needs a multiple of 8 dimensions; these vectors have {kept}")
+    own = {*features.entity} & {"cluster"} if features.clusters is not None else set()
+    own |= {name for name in features.entity if features.centroids is not None and name.startswith("cosine_")}
+    if own:
+        raise ConfigError(f"features.entity names {', '.join(sorted(own))}, which the table uses itself")
+
+
+def _write_files(origin: Origin, store: Store, table: str, folder: Path) -> Iterator[FeatureFile]:
+    features, recipe = origin.features, origin.snapshot.record
+    transform = load_or_fit(store, origin.transform_key, features, (v for _, _, v in _buckets(origin, folder)))
+    metadata = {
+        "recipe": recipe.recipe,
+        "fingerprint": recipe.fingerprint,
+        "settings": deciding(features),
+        "transform": origin.transform_key,
+    }
+    for bucket, rows, vectors_MD in _buckets(origin, folder):
+        columns = [rows[name] for name in rows.column_names]
+        columns += vector_columns(vectors_MD, features, transform, origin.centroids)
+        yield write_feature_file(
+            store, table, f"{bucket:05d}.parquet", pa.table(columns, schema=origin.schema), metadata
         )
 
 
-def _write_files(
-    features: Features, snapshot: Snapshot, store: Store, table: str, folder: Path, buckets: int
-) -> Iterator[FeatureFile]:
-    schema = schema_of(features, snapshot)
-    metadata = {"recipe": snapshot.recipe, "fingerprint": snapshot.record.fingerprint, "settings": deciding(features)}
-    for bucket in range(buckets):
+def _buckets(origin: Origin, folder: Path) -> Iterator[tuple[int, pa.Table, NDArray[np.float32]]]:
+    for bucket in range(buckets_of(origin.snapshot)):
         documents = read_bucket(folder, bucket)
-        if documents is None:
-            continue
-        rows, vectors_MD = feature_rows(documents, features)
-        columns = [rows[name] for name in rows.column_names] + to_stored(vectors_MD, features.stored)
-        yield write_feature_file(store, table, f"{bucket:05d}.parquet", pa.table(columns, schema=schema), metadata)
+        if documents is not None:
+            yield bucket, *feature_rows(documents, origin.features)
 
 
-def _record(
-    features: Features, snapshot: Snapshot, number: int, key: str, counts: Counts, files: list[FeatureFile]
-) -> FeatureTableRecord:
+def _record(origin: Origin, number: int, key: str, counts: Counts, files: list[FeatureFile]) -> FeatureTableRecord:
+    features, snapshot = origin.features, origin.snapshot
     rows = sum(file.rows for file in files)
     return FeatureTableRecord(
         number=number,
@@ -199,8 +242,8 @@ def _record(
         },
         fingerprint=snapshot.record.fingerprint,
         settings=deciding(features),
-        transform=None,
-        table_schema=encode_schema(schema_of(features, snapshot)),
+        transform=origin.transform_key,
+        table_schema=encode_schema(origin.schema),
         totals={
             "rows": rows,
             "documents": counts.documents,

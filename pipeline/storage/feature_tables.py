@@ -97,6 +97,11 @@ def table_folder(number: int, key: str) -> str:
     return f"{number:08d}-{key}"
 
 
+def transform_path(key: str) -> str:
+    """Return the key of a fitted transform below `features.uri`."""
+    return f"_meta/transforms/{key}.npz"
+
+
 def load_feature_table(store: Store) -> FeatureTable | None:
     """Return the newest feature table; None if there is none."""
     found = [key for key in store.files("_meta/tables") if re.fullmatch(r"_meta/tables/\d{8}\.json", key)]
