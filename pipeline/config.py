@@ -82,7 +82,8 @@ class Recipe(Section):
     normalize: bool = True
     """Scale every vector to length 1."""
     compute: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
-    """Number type of the model's weights and activations; pooling and what follows is always float32."""
+    """Number type of the model's matrix products, and on a GPU of all of its body; pooling and what follows is always
+    float32."""
     stored: Literal["float32", "float16", "int8", "binary"] = "float32"
     """Number type of the vector column; int8 comes with a scale per row, binary keeps the signs only."""
     trust_remote_code: bool = False

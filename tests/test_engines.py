@@ -52,12 +52,13 @@ def headed(m3e_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
 @pytest.mark.parametrize(("compute", "least"), [("float32", 0.999999), ("bfloat16", 0.9999)])
-def test_openvino_stays_within_the_precision_of_the_recipe(
-    m3e_small: Path, theirs: NDArray[np.float32], compute: str, least: float
+def test_every_engine_stays_within_the_precision_of_the_recipe(
+    m3e_small: Path, theirs: NDArray[np.float32], compute: str, least: float, engine: str
 ) -> None:
-    pytest.importorskip("openvino")
-    vectors_ND = encoded(m3e_small, compute, "openvino")
+    pytest.importorskip(engine)
+    vectors_ND = encoded(m3e_small, compute, engine)
     assert (vectors_ND.dtype.name, vectors_ND.shape) == ("float32", theirs.shape)
     assert cosines(vectors_ND, theirs).min() >= least
 
@@ -128,6 +129,7 @@ def test_prepacked_layers_give_what_the_layers_gave(activation: Any, dtype: Any,
     body = FeedForward(activation).to(dtype)
     inputs = torch.randn(3, 5, 48, dtype=dtype)
     expected = body(inputs)
-    prepack(body)
+    prepack(body, dtype)
     assert (body(inputs).float() - expected.float()).abs().max() <= error
     assert body(inputs).shape == expected.shape
+    assert torch.equal(body(inputs.float()), body(inputs))

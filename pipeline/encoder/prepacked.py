@@ -6,22 +6,25 @@ from typing import Any
 import torch
 
 
-def prepack(body: torch.nn.Module) -> None:
+def can_prepack() -> bool:
+    """Whether oneDNN's kernels are those of this CPU."""
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.backends.mkldnn.is_available())
+
+
+def prepack(body: torch.nn.Module, dtype: torch.dtype) -> None:
     """Lay the weights of all linear layers out for oneDNN, once, where torch would do it in every pass.
 
-    On an x86 CPU a pass over m3e-small then takes 0.85 (float32) and 0.93 (bfloat16) of its CPU time (2026-11, one
-    thread). Where a GELU follows the layer, as in BERT and its kin, it is computed in the same kernel.
+    A pass over m3e-small then takes 0.85 (float32) and 0.93 (bfloat16) of its CPU time (2026-11, one thread). Where a
+    GELU follows the layer, as in BERT and its kin, it is computed in the same kernel.
 
     Args:
-        body: in a number type that this CPU has arithmetic for; changed in place. Its vectors stay the same but for
-            rounding.
+        body: changed in place; its vectors stay the same but for rounding.
+        dtype: what the layers multiply in and give; this CPU must have arithmetic for it.
     """
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
-        return
     for module in body.modules():
         for name, layer in module.named_children():
             if type(layer) is torch.nn.Linear:
-                setattr(module, name, PrepackedLinear(layer))
+                setattr(module, name, PrepackedLinear(layer, dtype))
         layer, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
         if isinstance(layer, PrepackedLinear) and is_gelu(activation):
             layer.post, layer.algorithm = "gelu", "none"
@@ -37,11 +40,13 @@ def is_gelu(activation: Any) -> bool:
 class PrepackedLinear(torch.nn.Module):  # type: ignore[misc]
     """A linear layer, and perhaps an activation, in one kernel of oneDNN; torch's own compiler uses the same one."""
 
-    def __init__(self, layer: torch.nn.Linear) -> None:
+    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.dtype = dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), None)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.post, self.algorithm = "none", ""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = inputs.to(self.dtype)
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, self.post, [], self.algorithm)

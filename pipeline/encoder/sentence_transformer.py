@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.batching import pad
 from pipeline.encoder.openvino_body import OpenVinoBody, number_type
-from pipeline.encoder.prepacked import prepack
+from pipeline.encoder.prepacked import can_prepack, prepack
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
 
@@ -109,6 +109,9 @@ def _is_native(compute: str, place: str) -> bool:
 class SentenceTransformerEncoder:
     """Holds a model on one device.
 
+    In bfloat16 a CPU multiplies in that type and adds up between the layers in float32, which costs it 1 to 3 % and
+    halves the angle to the vectors of float32; a GPU computes the whole body in bfloat16.
+
     Args:
         folder: a local sentence-transformers folder.
         compute: float32 | bfloat16 | float16.
@@ -136,14 +139,16 @@ class SentenceTransformerEncoder:
         if not is_torch:
             number_type(compute)  # before a model is loaded for nothing
         place = "cuda" if is_torch and torch.cuda.is_available() else "cpu"
-        loaded = compute if is_torch else "float32"
+        self.emulates = is_torch and not _is_native(compute, place)
+        is_packed = is_torch and place == "cpu" and not self.emulates and can_prepack()
+        self._is_mixed = is_packed and compute == "bfloat16"
+        loaded = compute if is_torch and not self._is_mixed else "float32"
         model = load_model(folder, loaded, trust_remote_code, allow_pickled_weights, place)
         transformer = model[0]
         self.engine = engine
         self.dimension = int(model.get_embedding_dimension())
         self.max_tokens = int(model.max_seq_length or transformer.tokenizer.model_max_length)
         self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
-        self.emulates = is_torch and not _is_native(compute, place)
         self._pad_token_id = int(transformer.tokenizer.pad_token_id or 0)
         self._place = torch.device(place)
         self._extra: dict[str, Any] = {"modality": "text"}
@@ -152,8 +157,8 @@ class SentenceTransformerEncoder:
         self._modules = list(model)
         if not is_torch:
             self._compile(compute, threads)
-        elif place == "cpu" and not self.emulates:
-            prepack(transformer)
+        elif is_packed:
+            prepack(transformer, DTYPES[compute])
 
     def _compile(self, compute: str, threads: int) -> None:
         """Put OpenVINO's body in the place of torch's, if it gives the same vectors."""
@@ -179,8 +184,9 @@ class SentenceTransformerEncoder:
             "attention_mask": torch.from_numpy(mask_BT).to(self._place, non_blocking=True),
             **self._extra,
         }
-        for module in self._modules:
-            features = module(features)
+        for number, module in enumerate(self._modules):
+            with torch.autocast(self._place.type, torch.bfloat16, enabled=self._is_mixed and number == 0):
+                features = module(features)
             hidden = features.get("token_embeddings")
             if hidden is not None and hidden.dtype is not torch.float32:
                 features["token_embeddings"] = hidden.float()
