@@ -15,7 +15,7 @@ from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import read_columns
 from pipeline.storage.text_index import TextIndex, part_and_row
 
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 128 * 2**20
 """Of Parts that are kept by each process, the newest one however large: neighbours want the same."""
 
 MANY_BYTES, FEW_ROWS = 4 * 2**30, 1 / 64

@@ -1,7 +1,7 @@
 """Where a Snapshot holds the vector of a text: sorted hashes, derived from its Parts and kept beside it."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,55 +148,69 @@ def _facts_of(store: Store, folder: str) -> dict[str, Any] | None:
 
 
 def _written(store: Store, snapshot: Snapshot, folder: str) -> dict[str, Any]:
-    """Write an index, its facts last; what stands there is written over, as all of it can be derived again."""
     columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path", "rows", "size_bytes"))
     lines = zip(*columns, strict=True)
     parts = [(part_key(*part), rows, size_bytes) for *part, rows, size_bytes in lines if part[0] == "embeddings"]
     unreadable: list[str] = []
-    pieces = []
-    for number, (high_R, place_R) in enumerate(_entries(store, [key for key, *_ in parts], unreadable)):
+    return write_texts(store, folder, parts, _hashes_of(store, [key for key, *_ in parts], unreadable), unreadable)
+
+
+def write_texts(
+    store: Store,
+    folder: str,
+    parts: Sequence[tuple[str, int, int]],
+    hashes: Iterable[NDArray[np.void]],
+    unreadable: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write an index, its facts last; what stands there is written over, as all of it can be derived again.
+
+    Args:
+        parts: key, rows and bytes of each Part.
+        hashes: of the texts, with their places in those (`uniqueness.placed`).
+        unreadable: Parts that were found to be so when all hashes have come.
+
+    Returns:
+        The facts.
+    """
+    pieces: list[dict[str, Any]] = []
+    gathered: list[NDArray[np.void]] = []
+
+    def write() -> None:
+        rows = np.concatenate(gathered)
+        is_first = np.append(True, rows["high"][1:] != rows["high"][:-1])
+        high_R, place_R = rows["high"][is_first], rows["place"][is_first]
         content = high_R.tobytes() + place_R.tobytes()
-        name = f"{number:05d}-{content_hash(content)}.bin"
+        name = f"{len(pieces):05d}-{content_hash(content)}.bin"
         store.put(f"{folder}/{name}", content)
         pieces.append({"name": name, "rows": len(high_R), "first": int(high_R[0])})
+        gathered.clear()
+
+    for rows in distinct(hashes):
+        gathered.append(rows)
+        if sum(map(len, gathered)) >= SORTED_ROWS:
+            write()
+    if gathered:
+        write()
     facts = {"version": VERSION, "parts": parts, "pieces": pieces, "unreadable": len(unreadable)}
     store.put(f"{folder}/{FACTS}", orjson.dumps(facts))
     return facts
 
 
-def _entries(
-    store: Store, keys: Sequence[str], unreadable: list[str]
-) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
-    """Yield leading halves, ascending and each once, and the places of their texts; some SORTED_ROWS at a time."""
+def _hashes_of(store: Store, keys: Sequence[str], unreadable: list[str]) -> Iterator[NDArray[np.void]]:
+    """Yield the hashes of each Part's texts with their places; note which Parts cannot be read."""
 
-    def hashes_of(key: str) -> pa.Table | None:
+    def read(key: str) -> pa.Table | None:
         try:
             return read_columns(store, key, ["text_hash", "tokens"])
         except StorageError:
             unreadable.append(key)
             return None
 
-    def hashed() -> Iterator[NDArray[np.void]]:
-        for part, rows in enumerate(in_order(hashes_of, keys, READERS)):
-            if rows is not None:  # what has no tokens is an empty text, whose vector depends on `empty_text`
-                rows_M = np.flatnonzero(rows["tokens"].to_numpy())
-                hashes = one_array(rows["text_hash"].take(pa.array(rows_M)))
-                yield placed(np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes)), part, rows_M)
-
-    gathered: list[NDArray[np.void]] = []
-    for found in distinct(hashed()):
-        gathered.append(found)
-        if sum(map(len, gathered)) >= SORTED_ROWS:
-            yield _halves_and_places(np.concatenate(gathered))
-            gathered = []
-    if gathered:
-        yield _halves_and_places(np.concatenate(gathered))
-
-
-def _halves_and_places(rows: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    is_first = np.ones(len(rows), np.bool_)
-    is_first[1:] = rows["high"][1:] != rows["high"][:-1]
-    return rows["high"][is_first], rows["place"][is_first]
+    for part, rows in enumerate(in_order(read, keys, READERS)):
+        if rows is not None:  # what has no tokens is an empty text, whose vector depends on `empty_text`
+            rows_M = np.flatnonzero(rows["tokens"].to_numpy())
+            hashes = one_array(rows["text_hash"].take(pa.array(rows_M)))
+            yield placed(np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes)), part, rows_M)
 
 
 def part_and_row(places_K: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

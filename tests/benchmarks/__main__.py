@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import data_plane, encoders, faults, growth, ids, overhead, peers, reading_writing
+from tests.benchmarks import data_plane, encoders, faults, growth, ids, nights, overhead, peers, reading_writing
 from tests.benchmarks.chart import write_chart
 from tests.benchmarks.table import Line, shown
 
@@ -50,6 +50,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
         "reading-writing": lambda: reading_writing.measure(folder, rounds or 5),
         "growth": lambda: growth.measure(folder, rounds or (3 if options.full else 1)),
         "ids": lambda: ids.measure(folder),
+        "nights": lambda: nights.measure(folder, options.rows or 100_000),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
         "faults": lambda: faults.measure(folder, rounds or 2, rows // 5),

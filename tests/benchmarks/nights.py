@@ -1,0 +1,90 @@
+"""What a night costs: the index of ten million known texts, and whole runs over a corpus that changed a little."""
+
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.demo.fetch import fetch_model
+from pipeline.arrow import fixed_size_binary
+from pipeline.storage.filesystem import Store
+from pipeline.storage.text_index import TextIndex, write_texts
+from pipeline.storage.uniqueness import placed
+from tests.benchmarks.measuring import embed
+from tests.benchmarks.table import Line
+
+TEXTS, PART = 10_000_000, 16_384
+SEARCHES = 50
+FILES = 10
+CONFIG = """\
+source: {{uri: "{source}"}}
+recipe: {{model: "{model}"}}
+output: {{uri: "{output}"}}
+"""
+COMMENTS = ["很好的酒店", "房间干净,服务周到", "早餐一般", "位置方便,下次还来", "电视太小"]
+
+
+def measure(folder: Path, rows: int) -> Iterator[Line]:
+    """Yield a line about the index, and one per night over `rows` short texts with m3e-small."""
+    yield _index(folder / "index")
+    corpus, output, config = folder / "nights", folder / "nights-output", folder / "nights.yaml"
+    shutil.rmtree(output, ignore_errors=True)
+    config.write_text(CONFIG.format(source=corpus, model=fetch_model(), output=output), encoding="utf-8")
+    texts = [f"{COMMENTS[number % len(COMMENTS)]} {number}" for number in range(rows)]
+    whole = 0.0
+    for night, changed in (("first", 0), ("5 % changed, other files", rows // 20), ("nothing changed", None)):
+        if changed is not None:
+            texts[:changed] = [f"{text}!" for text in texts[:changed]]
+            _write(corpus, texts, night)
+        run = embed(config)
+        whole = whole or run.wall_seconds
+        yield {
+            "benchmark": f"m3e-small, {rows:,} short texts",
+            "night": night,
+            "wall_seconds": round(run.wall_seconds, 1),
+            "of_the_first": f"{run.wall_seconds / whole:.1%}",
+            "encoded_texts": run.report["encoded_texts"],
+            "taken_over": run.report["taken_over"],
+            "largest_worker_megabytes": run.worker_bytes // 10**6,
+        }
+
+
+def _write(corpus: Path, texts: list[str], night: str) -> None:
+    shutil.rmtree(corpus, ignore_errors=True)
+    corpus.mkdir()
+    order = pa.array(np.roll(np.arange(len(texts)), len(night)))
+    table = pa.table({"id": range(len(texts)), "text": texts}).take(order)
+    for start in range(0, len(texts), len(texts) // FILES):
+        pq.write_table(table.slice(start, len(texts) // FILES), corpus / f"{len(night)}-{start:08d}.parquet")
+
+
+def _index(folder: Path) -> Line:
+    shutil.rmtree(folder, ignore_errors=True)
+    parts = [(f"part {part}", PART, PART * 2048) for part in range(TEXTS // PART)]
+    started = time.perf_counter()
+    facts = write_texts(Store(str(folder)), "index", parts, (placed(_hashes(part), part) for part in range(len(parts))))
+    built, index = time.perf_counter() - started, TextIndex(folder / "index")
+    numbers = range(0, len(parts), len(parts) // SEARCHES)
+    asked = [fixed_size_binary(_hashes(part).view("u1").reshape(-1, 16)) for part in numbers]
+    started = time.perf_counter()
+    found = sum(int((index.find(hashes) >= 0).sum()) for hashes in asked)
+    searched = time.perf_counter() - started
+    shutil.rmtree(folder)
+    return {
+        "benchmark": f"index of {len(parts) * PART:,} texts",
+        "build_seconds": round(built, 1),
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "bytes_on_disk": sum(piece["rows"] for piece in facts["pieces"]) * 16,
+        "searches_per_second": round(found / searched),
+        "found": f"{found} of {len(asked) * PART}",
+    }
+
+
+def _hashes(part: int) -> NDArray[np.void]:
+    return np.frombuffer(np.random.default_rng(part).bytes(16 * PART), "V16")
