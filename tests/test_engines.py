@@ -1,5 +1,7 @@
 """Engines: whichever computes the forward pass, the vectors are those of the model in the recipe's number type."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from pipeline.encoder.prepacked import prepack
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
+from tests.running import ROOT
 from tests.test_batching import tokens_of
 from tests.test_vectors import cosines
 
@@ -133,3 +136,17 @@ def test_prepacked_layers_give_what_the_layers_gave(activation: Any, dtype: Any,
     assert (body(inputs).float() - expected.float()).abs().max() <= error
     assert body(inputs).shape == expected.shape
     assert torch.equal(body(inputs.float()), body(inputs))
+
+
+def test_threads_of_an_encoder_do_not_spin_while_they_wait_on_any_cluster() -> None:
+    program = """
+from pipeline.execution.model import ModelReference, open_encoder
+open_encoder(ModelReference("local", "/nowhere", "", False, False), "float32", "", 1)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", program]
+    child = subprocess.run(
+        command, env=environment | {"OMP_DISPLAY_ENV": "verbose"}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "/nowhere has no modules.json" in child.stderr
+    assert "GOMP_SPINCOUNT = '0'" in child.stderr

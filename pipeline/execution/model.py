@@ -1,5 +1,6 @@
 """Which model a recipe means, by content and not by address, and how a node gets it."""
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -140,6 +141,8 @@ def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int,
         from pipeline.encoder.hashing import HashingEncoder
 
         return HashingEncoder(int(model.address.removeprefix(HASHING)))
+    # Read when torch is loaded. Threads that spin while they wait cost 3x where encoders and stages share cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 
     rights: dict[str, Any] = {
