@@ -11,7 +11,7 @@ SHELL         := bash
 .PHONY: help venv demo test chaos check format bench bench-full clean $(VENV)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## fetch a model and reviews, start an S3 server, embed S3 to S3, show the result
 	@$(BIN)/python -m jobs demo

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.benchmarks import corpora
 from tests.benchmarks.__main__ import _keep, _kept
 from tests.benchmarks.models import m3e_small
-from tests.benchmarks.rounds import Encode, Texts, Variant, interleave, ratios
+from tests.benchmarks.rounds import Encode, Outcome, Texts, Timed, Variant, interleave, quiet_rounds, ratios
 
 TEXTS = Texts([f"text {n}" for n in range(100)], np.full(100, 100), lambda lengths_N: float(lengths_N.sum()))
 
@@ -81,6 +81,15 @@ def test_a_variant_with_texts_of_its_own_is_compared_over_those_that_both_have()
     outcomes = interleave(variants, TEXTS, rounds=2, seconds=0.01, before_round=lambda: None)
     assert [one.texts for one in outcomes[1].timed] == [60, 60]
     assert outcomes[1].timed[0].min_cosine == pytest.approx(1)
+
+
+def test_rounds_that_others_disturbed_do_not_count_if_three_are_left() -> None:
+    def outcome(*others: float) -> Outcome:
+        timed = [Timed(1, 1, 1.0, 1.0, cores, 1.0) for cores in others]
+        return Outcome(Variant("honest", "float32", honest), timed)
+
+    assert quiet_rounds([outcome(0, 0.5, 0, 0, 0), outcome(0, 0, 0, 0, 0.3)]) == [0, 2, 3]
+    assert quiet_rounds([outcome(0, 0.5, 0, 0), outcome(0, 0, 0, 0.3)]) == [0, 1, 2, 3]
 
 
 def test_made_reviews_are_distinct_and_about_as_long_as_the_real_ones() -> None:

@@ -2,7 +2,6 @@
 
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pipeline.encoder.packed import encode_packed
 from tests.benchmarks import corpora, quiet
 from tests.benchmarks.ceiling import gemm_flops
 from tests.benchmarks.models import Model, bert_large, m3e_small
-from tests.benchmarks.rounds import Outcome, Texts, interleave, ratios
+from tests.benchmarks.rounds import Outcome, Texts, interleave, quiet_rounds, ratios
 from tests.benchmarks.variants import BATCH_TOKENS, CORES, fast_tokenizer, ours, peers, reference_tokenizer
 
 LARGE_BATCH = 8
@@ -56,7 +55,7 @@ def _compare(
 ) -> Iterator[Line]:
     """Yield one line per variant: medians over the rounds, and of ratios within a round."""
     tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
-    ceilings: dict[str, list[float]] = defaultdict(list)
+    ceilings: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
 
     def measure_ceilings() -> None:
         for precision in PRECISIONS:
@@ -66,6 +65,10 @@ def _compare(
     outcomes = interleave(
         [*peers(model, with_pool, batch_texts), *ours(model)], work, rounds, seconds, measure_ceilings
     )
+    counted = quiet_rounds(outcomes)
+    for outcome in outcomes:
+        outcome.timed = [outcome.timed[number] for number in counted if number < len(outcome.timed)]
+    ceilings = {name: [flops[number] for number in counted] for name, flops in ceilings.items()}
     mean = tokens.lengths_N.mean()
     benchmark = f"encoders, {model.name}, {corpus} ({mean:.0f} tokens a text), {CORES} threads"
     for outcome in outcomes:

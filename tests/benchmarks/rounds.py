@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from tests.benchmarks import quiet
 
+LEAST_ROUNDS = 3
+"""Fewer have no median worth the name."""
+
 Encode = Callable[[list[str]], NDArray[np.float32]]
 
 
@@ -185,6 +188,19 @@ def min_cosine(ours_ND: NDArray[np.float32], theirs_ND: NDArray[np.float32]) -> 
     a, b = ours_ND.astype(np.float64), theirs_ND.astype(np.float64)
     cosines_N = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     return float(cosines_N.min(initial=1.0))
+
+
+def quiet_rounds(outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the rounds that count: those in which others left the machine alone; all, if these are too few."""
+    rounds = range(max((len(outcome.timed) for outcome in outcomes), default=0))
+    undisturbed = [
+        number
+        for number in rounds
+        if all(
+            one.others_cores <= quiet.QUIET_CORES for outcome in outcomes for one in outcome.timed[number : number + 1]
+        )
+    ]
+    return undisturbed if len(undisturbed) >= LEAST_ROUNDS else list(rounds)
 
 
 def ratios(of: Outcome, to: Outcome) -> list[float]:
