@@ -168,6 +168,7 @@ def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray
         start, _ = _timed(server, peer, known, FEW_ROWS, limit)
         wall, target = _timed(server, peer, known, peer.rows, limit)
         written = _written(server, peer, target)
+        server.filesystem().rm(target, recursive=True)
         peer.others.append(quiet.cores_of_others(since))
         peer.start_seconds.append(start)
         peer.wall_seconds.append(wall)
