@@ -128,7 +128,7 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name in ("embed", "requeue", "nightly", "tune", "features"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, …")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
-    if name in ("embed", "requeue", "nightly"):
+    if name in ("embed", "requeue", "nightly", "features"):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"

@@ -7,6 +7,7 @@ from pipeline.config_file import load_config
 from pipeline.units import byte_size, counted, duration, thousands
 
 if TYPE_CHECKING:
+    from pipeline.execution.feature_plan import FeaturePlan
     from pipeline.execution.feature_table import FeatureRun
 
 
@@ -14,11 +15,33 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
+    from pipeline.execution.feature_plan import plan_features
     from pipeline.execution.feature_table import make_features
 
-    result = make_features(load_config(options.config, options.overrides))
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        plan = plan_features(config)
+        print(orjson.dumps(plan_facts(plan)).decode() if options.json else plan_text(plan))
+        return 0
+    result = make_features(config)
     print(orjson.dumps(features_facts(result)).decode() if options.json else features_text(result))
     return 0
+
+
+def plan_facts(plan: "FeaturePlan") -> dict[str, object]:
+    """Return what a machine reads of a dry run."""
+    snapshot = plan.origin.snapshot
+    outcome = "nothing to do" if plan.is_done else "would publish"
+    return {"outcome": outcome, "number": plan.number, "snapshot": snapshot.number, "rows": snapshot.totals["rows"]}
+
+
+def plan_text(plan: "FeaturePlan") -> str:
+    """Return what a person reads of a dry run."""
+    if plan.is_done:
+        return f"Feature table {plan.number - 1} stands; nothing to do"
+    snapshot = plan.origin.snapshot
+    made_of = f"{thousands(snapshot.totals['rows'])} rows of snapshot {snapshot.number} of {snapshot.store.uri}"
+    return f"Feature table {plan.number} would be made of {made_of}; columns {', '.join(plan.origin.schema.names)}"
 
 
 def features_facts(result: "FeatureRun") -> dict[str, object]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.execution import feature_table
+from pipeline.execution import feature_plan
 from tests.test_feature_table import Job, embeddings_of, reviews, rows_of
 from tests.test_readme import README
 
@@ -47,7 +47,7 @@ def test_training_rows_are_joined_as_the_readme_says(job: Job) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stream_for_torch_yields_every_vector_once(job: Job, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_table, "BUCKET_BYTES", 16)
+    monkeypatch.setattr(feature_plan, "BUCKET_BYTES", 16)
     rows = embeddings_of(rows_of(job.features()))
     stream = names_after(example("# torch:"), {})["FeatureStream"](str(job.file.parents[1] / "table"))
     pieces = list(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ from jobs.__main__ import main
 from pipeline.arrow import vectors_of
 from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, StorageError
-from pipeline.execution import feature_table
+from pipeline.execution import feature_plan
 from pipeline.execution.feature_table import FeatureRun, make_features
 from pipeline.storage.feature_tables import open_feature_table
 from pipeline.storage.filesystem import Store
@@ -168,7 +169,7 @@ def test_a_run_that_dies_shows_no_reader_a_table_and_the_same_command_finishes(
     job: Job, deaths: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.embed()
-    monkeypatch.setattr(feature_table, "BUCKET_BYTES", 16)
+    monkeypatch.setattr(feature_plan, "BUCKET_BYTES", 16)
     put_new, written = Store.put_new, []
 
     def dying(store: Store, key: str, content: bytes) -> bytes | None:
@@ -190,7 +191,7 @@ def test_a_run_that_dies_shows_no_reader_a_table_and_the_same_command_finishes(
 def test_many_small_buckets_hold_the_same_rows_as_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     job.embed()
     whole = rows_of(job.features("features.aggregate=mean"))
-    monkeypatch.setattr(feature_table, "BUCKET_BYTES", 16)
+    monkeypatch.setattr(feature_plan, "BUCKET_BYTES", 16)
     run = job.features("features.aggregate=mean")
     assert (run.table.record.number, len(run.table.record.files)) == (2, 2)  # ann's and bob's
     assert rows_of(run).drop_columns("embedding") == whole.drop_columns("embedding")
@@ -253,15 +254,41 @@ def test_a_section_that_does_not_fit_the_snapshot_is_refused(tmp_path: Path, ove
 
 def test_the_command_prints_where_every_document_went(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.embed()
+    assert main(["features", job.path, "--dry-run"]) == 0
+    assert "Feature table 1 would be made of 4 rows of snapshot 1" in capsys.readouterr().out
+    assert not (job.file.parents[1] / "table").exists()
     assert main(["features", job.path]) == 0
     printed = capsys.readouterr().out
     assert "Feature table 1 published in" in printed
     assert "4 = 4 rows + 0 superseded + 0 without key or time" in printed
     assert main(["features", job.path, "--json"]) == 0
     assert '"outcome":"nothing to do"' in capsys.readouterr().out
+    assert main(["features", job.path, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "Feature table 1 stands; nothing to do\n"
 
 
 def test_a_config_without_the_section_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sections = {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
     assert main(["features", written_config(tmp_path / "job.yaml", **sections)]) == 2
     assert "the config has no section features" in capsys.readouterr().err
+
+
+def test_the_chunks_of_a_long_text_become_one_row_by_each_way_of_pooling(tmp_path: Path, m3e_small: Path) -> None:
+    table = pa.table({"id": ["long", "short"], "text": ["这家酒店很好，早餐也不错。" * 6, "一般"]})
+    job = Job(tmp_path, table)
+    recipe = ["max_tokens=24", "long_text=chunk", "compute=float32", f"model={m3e_small}"]
+    chunks = job.embed(*(f"recipe.{override}" for override in recipe)).to_table().sort_by("chunk")
+    assert chunks.num_rows >= 5
+    vectors_ND = embeddings_of(chunks.filter(pc.equal(chunks["id"], "long")))
+    tokens_N1 = chunks.filter(pc.equal(chunks["id"], "long"))["tokens"].to_numpy()[:, None]
+    expected = {
+        "mean": vectors_ND.mean(axis=0),
+        "max": vectors_ND.max(axis=0),
+        "first": vectors_ND[0],
+        "by_tokens": (vectors_ND * tokens_N1).sum(axis=0),
+    }
+    for pool, vector_D in expected.items():
+        run = job.features(f"features.pool={pool}")
+        assert rows_of(run)["id"].to_pylist() == ["long", "short"]
+        np.testing.assert_allclose(embeddings_of(rows_of(run))[0], unit(vector_D), atol=1e-6)
+        assert run.table.record.totals["documents"] == 2

@@ -1,13 +1,11 @@
 """From a published Snapshot to a published feature table: as much of it in memory at a time as one bucket holds."""
 
-import math
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,42 +15,33 @@ import pipeline
 from pipeline.arrow import vectors_of
 from pipeline.config import Features, JobConfig
 from pipeline.encoder.vectors import finish
-from pipeline.errors import ConfigError
+from pipeline.errors import StorageError
 from pipeline.execution.feature_documents import (
     DOCUMENT,
     UTC_MICROSECONDS,
     Counts,
-    Wanted,
-    check_columns,
     read_bucket,
     spill_documents,
 )
+from pipeline.execution.feature_plan import Origin, buckets_of, deciding, plan_features, wanted_of
 from pipeline.execution.feature_transform import (
-    Centroids,
     load_or_fit,
-    read_centroids,
-    transform_key,
     vector_columns,
-    vector_fields,
 )
 from pipeline.features.feast_view import feature_view
 from pipeline.features.windows import moments_of, newest_so_far, ordered, window_means, window_starts
-from pipeline.fingerprint import fingerprint
+from pipeline.storage.faults import told_as
 from pipeline.storage.feature_tables import (
     FeatureFile,
     FeatureTable,
     FeatureTableRecord,
-    load_feature_table,
     publish_feature_table,
     table_folder,
     write_feature_file,
     write_pointers,
 )
 from pipeline.storage.filesystem import Store
-from pipeline.storage.snapshots import Snapshot, encode_schema, open_snapshot
-
-BUCKET_BYTES = 256 * 2**20
-"""Of float32 vectors in one bucket, and so in one file; several times that is held while it is made."""
+from pipeline.storage.snapshots import encode_schema
 
 DAY_US = 24 * 3600 * 10**6
 
@@ -67,91 +56,30 @@ class FeatureRun:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a table is made from."""
-
-    features: Features
-    snapshot: Snapshot
-    centroids: Centroids
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the table."""
-        times = [pa.field(name, UTC_MICROSECONDS, nullable=False) for name in ("event_timestamp", "created_timestamp")]
-        types = [(name, self.snapshot.schema.field(name).type) for name in self.features.entity]
-        keys = [pa.field(name, type, nullable=False) for name, type in types]
-        dimension = dimension_of(self.features, self.snapshot)
-        return pa.schema([*keys, *times, *vector_fields(self.features, dimension, self.centroids)])
-
-    @property
-    def transform_key(self) -> str | None:
-        return transform_key(self.features, self.snapshot.record.fingerprint)
-
-
 def make_features(config: JobConfig) -> FeatureRun:
     """Bring the feature table up to date with the newest Snapshot of the output.
 
     Raises:
-        ConfigError: there is no section `features`, or it does not fit the Snapshot.
+        ConfigError: as `plan_features`, or there are too few rows to fit on.
         SnapshotConflict: another run has published a table meanwhile.
-        StorageError: nothing is published in the output, or a store fails.
+        StorageError: as `plan_features`, or $TMPDIR has no room for the vectors.
     """
     started = time.monotonic()
-    features = config.features
-    if features is None:
-        raise ConfigError("the config has no section features; it needs at least features.uri")
-    snapshot, store = open_snapshot(config.output.uri), Store(features.uri)
-    _check(features, snapshot)
-    origin = Origin(features, snapshot, read_centroids(features.centroids, dimension_of(features, snapshot)))
-    key = table_key(origin)
-    newest = load_feature_table(store)
-    if newest is not None and newest.record.key == key:
+    plan = plan_features(config)
+    origin, store, newest = plan.origin, plan.store, plan.newest
+    features, snapshot = origin.features, origin.snapshot
+    if newest is not None and plan.is_done:
         write_pointers(store, newest.record, view_of(features, newest))
         return FeatureRun(newest, False, time.monotonic() - started)
     store.check_writable()
-    number = 1 if newest is None else newest.record.number + 1
     with tempfile.TemporaryDirectory(prefix="features-") as temporary:
         folder = Path(temporary)
-        counts = spill_documents(snapshot, wanted_of(features), folder, buckets_of(snapshot))
-        files = list(_write_files(origin, store, table_folder(number, key), folder))
-    record = _record(origin, number, key, counts, files)
+        with told_as(StorageError, "hold the vectors of the snapshot in", temporary):
+            counts = spill_documents(snapshot, wanted_of(features), folder, buckets_of(snapshot))
+        files = list(_write_files(origin, store, table_folder(plan.number, plan.key), folder))
+    record = _record(origin, plan.number, plan.key, counts, files)
     table = publish_feature_table(store, record, view_of(features, FeatureTable(store, record)))
     return FeatureRun(table, True, time.monotonic() - started)
-
-
-def table_key(origin: Origin) -> str:
-    """Return the fingerprint of all that decides the rows of a table and how they lie in files."""
-    return fingerprint(
-        {
-            "output": origin.snapshot.store.uri,
-            "snapshot": origin.snapshot.record.folder,
-            "settings": deciding(origin.features),
-            "centroids": origin.centroids.content_hash,
-            "buckets": buckets_of(origin.snapshot),
-            "version": pipeline.__version__,
-        }
-    )
-
-
-def deciding(features: Features) -> dict[str, Any]:
-    """Return the settings that decide the rows of a table."""
-    return features.model_dump(mode="json", exclude={"uri", "name", "ttl_days"})
-
-
-def buckets_of(snapshot: Snapshot) -> int:
-    """Return into how many files the entities are divided."""
-    return max(1, math.ceil(snapshot.totals["rows"] * snapshot.record.dimension * 4 / BUCKET_BYTES))
-
-
-def wanted_of(features: Features) -> Wanted:
-    """Return what the settings take from every Part."""
-    return Wanted(features.entity, features.event_time, features.pool, features.dimensions, features.normalize)
-
-
-def dimension_of(features: Features, snapshot: Snapshot) -> int:
-    """Return how many numbers a vector has before a projection."""
-    return features.dimensions or snapshot.record.dimension
 
 
 def view_of(features: Features, table: FeatureTable) -> str:
@@ -185,23 +113,6 @@ def feature_rows(documents: pa.Table, features: Features) -> tuple[pa.Table, NDA
     created = pa.array(created_M, pa.int64()).cast(UTC_MICROSECONDS)
     at = rows.schema.get_field_index("created_timestamp")
     return rows.set_column(at, rows.schema.field(at), created), finish(means_MD, None, features.normalize)
-
-
-def _check(features: Features, snapshot: Snapshot) -> None:
-    check_columns(snapshot.schema, wanted_of(features))
-    given = snapshot.record.dimension
-    if features.dimensions is not None and features.dimensions > given:
-        raise ConfigError(f"features.dimensions is {features.dimensions}; the vectors of the snapshot have {given}")
-    before = dimension_of(features, snapshot)
-    if features.components is not None and features.components > before:
-        raise ConfigError(f"features.components is {features.components}; the vectors before it have {before}")
-    kept = features.components or before
-    if features.stored == "binary" and kept % 8:
-        raise ConfigError(f"features.stored: binary needs a multiple of 8 dimensions; these vectors have {kept}")
-    own = {*features.entity} & {"cluster"} if features.clusters is not None else set()
-    own |= {name for name in features.entity if features.centroids is not None and name.startswith("cosine_")}
-    if own:
-        raise ConfigError(f"features.entity names {', '.join(sorted(own))}, which the table uses itself")
 
 
 def _write_files(origin: Origin, store: Store, table: str, folder: Path) -> Iterator[FeatureFile]:

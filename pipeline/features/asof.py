@@ -35,7 +35,8 @@ def as_of_join(
     file of the dataset, and the result; a feature that is joined to no row is never read beyond its keys.
 
     Args:
-        entities: the training rows: `keys`, `event_timestamp`, and what else they carry; any order.
+        entities: the training rows: `keys`, `event_timestamp`, and what else they carry; any order. Times without a
+            zone are in UTC.
         features: `keys`, `event_timestamp`, if there is one `created_timestamp`, and the features.
         keys: the columns that name an entity; null equals nothing.
         ttl: the oldest age a feature may have, inclusive; None = any.
