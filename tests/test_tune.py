@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config import JobConfig
 from pipeline.execution.trials import Setting, Trial
-from pipeline.execution.tune import Layout, _chosen, _faster, _rows_per_part
+from pipeline.execution.tune import Layout, _chosen, _faster, _lines, _rows_per_part
 from tests.running import jobs, written_config
 
 
@@ -93,6 +93,13 @@ def test_what_is_hardly_faster_changes_nothing() -> None:
     assert _chosen([*trials, trial(1, 65536, 1100.0)], present=16384).batch_tokens == 65536
     assert _faster([*trials, trial(2, 16384, 1020.0)], trials[1]).setting.encoders == 1
     assert _faster([*trials, trial(2, 16384, 1200.0)], trials[1]).setting.encoders == 2
+
+
+def test_an_engine_is_named_only_where_another_was_measured_too() -> None:
+    torch, openvino = trial(1, 2048, 1000.0), Trial(Setting("openvino", 1, 2), 2048, 1500.0)
+    untried = Trial(Setting("openvino", 1, 2), 2048, note="not tried: no time left")
+    assert "engine" not in _lines("cpu", [torch, untried], torch, 1024)["runtime"]
+    assert _lines("cpu", [torch, openvino], openvino, 1024)["runtime"]["engine"] == "openvino"
 
 
 def test_a_block_is_long_enough_to_be_worth_it_and_there_are_enough_of_them() -> None:

@@ -113,7 +113,7 @@ def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BU
         tokenize_tokens_per_second=texts.tokens_per_second,
         trials=tuple(trials),
         layouts=tuple(layouts),
-        lines=_lines(config, lab.device, winner, rows_per_part),
+        lines=_lines(lab.device, trials, winner, rows_per_part),
         notes=tuple(notes),
     )
 
@@ -183,11 +183,12 @@ def _rows_per_part(layouts: Sequence[Layout], source_rows: int, winner: Trial) -
     return next((one.rows_per_part for one in layouts if one.block_seconds >= shortest), layouts[-1].rows_per_part)
 
 
-def _lines(config: JobConfig, device: str, winner: Trial, rows_per_part: int) -> dict[str, dict[str, Any]]:
+def _lines(device: str, trials: Sequence[Trial], winner: Trial, rows_per_part: int) -> dict[str, dict[str, Any]]:
+    """Return the keys that were found, by section; the engine only where more than one has shown its rate."""
     encoders, engine = winner.setting.encoders, winner.setting.engine
     runtime: dict[str, Any] = {"encoders": encoders, "batch_tokens": winner.batch_tokens}
     if device != "cpu":
         runtime |= {"encoders": "auto", "gpus_per_encoder": 1 / encoders}
-    elif config.runtime.engine == "auto" and config.recipe.model[:10] != "hashing://":
+    elif len({trial.setting.engine for trial in trials if trial.tokens_per_second}) > 1:
         runtime["engine"] = engine
     return {"output": {"rows_per_part": rows_per_part}, "runtime": runtime}
