@@ -78,6 +78,8 @@ def test_a_folder_of_files_gives_what_one_table_gives(tmp_path: Path) -> None:
 
 def test_nothing_is_joined_to_no_features_and_no_rows_stay_no_rows() -> None:
     assert values_of(as_of_join(ASKED, KNOWN.slice(0, 0), ["user"])) == [None] * len(ASKED)
+    empty = pyarrow.dataset.dataset(KNOWN.slice(0, 0))
+    assert values_of(as_of_join(ASKED, empty, ["user"])) == [None] * len(ASKED)
     assert as_of_join(ASKED.slice(0, 0), KNOWN, ["user"]).num_rows == 0
 
 

@@ -18,6 +18,7 @@ from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.execution import feature_plan
 from pipeline.execution.feature_table import FeatureRun, make_features
+from pipeline.features.asof import as_of_join
 from pipeline.storage.feature_tables import open_feature_table
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot
@@ -136,6 +137,15 @@ def test_a_row_without_entity_or_time_is_left_out_and_counted(tmp_path: Path) ->
     assert (totals["documents"], totals["rows"], totals["unkeyed"]) == (4, 2, 2)
 
 
+def test_a_table_without_rows_is_a_folder_that_can_be_read(tmp_path: Path) -> None:
+    job = Job(tmp_path, reviews().set_column(2, "user", pa.nulls(4, pa.string())), entity="user")
+    job.embed()
+    run = job.features()
+    assert (rows_of(run).num_rows, run.table.record.totals["unkeyed"]) == (0, 4)
+    assert rows_of(run).schema.names == ["user", "event_timestamp", "created_timestamp", "embedding"]
+    assert run.table.dataset().count_rows() == 0
+
+
 @pytest.mark.parametrize("stored", ["float32", "float16", "int8", "binary"])
 def test_vectors_are_truncated_normalised_again_and_stored_as_asked(job: Job, stored: str) -> None:
     vectors = vectors_by_id(job.embed())
@@ -212,6 +222,9 @@ def test_the_table_is_published_on_s3_and_opened_from_there(tmp_path: Path, buck
     assert not job.features().is_new
     table = open_feature_table(f"s3://{bucket}/table")
     assert table.dataset().to_table(columns=["user"]).num_rows == 4
+    times = pa.array(["2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z"]).cast(pa.timestamp("us", "UTC"))
+    joined = as_of_join(pa.table({"user": ["ann", "bob"], "event_timestamp": times}), table.dataset(), ["user"])
+    assert [row["feature_timestamp"] and row["feature_timestamp"].day for row in joined.to_pylist()] == [1, None]
     view = table.store.read("feature_view.py") or b""
     assert b's3_endpoint_override=os.environ.get("AWS_ENDPOINT_URL", "")' in view
 

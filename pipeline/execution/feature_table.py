@@ -124,12 +124,15 @@ def _write_files(origin: Origin, store: Store, table: str, folder: Path) -> Iter
         "settings": deciding(features),
         "transform": origin.transform_key,
     }
+    are_written = False
     for bucket, rows, vectors_MD in _buckets(origin, folder):
         columns = [rows[name] for name in rows.column_names]
         columns += vector_columns(vectors_MD, features, transform, origin.centroids)
-        yield write_feature_file(
-            store, table, f"{bucket:05d}.parquet", pa.table(columns, schema=origin.schema), metadata
-        )
+        content = pa.table(columns, schema=origin.schema)
+        yield write_feature_file(store, table, f"{bucket:05d}.parquet", content, metadata)
+        are_written = True
+    if not are_written:  # a folder without a file could not be read, nor would it say which columns it has
+        yield write_feature_file(store, table, "00000.parquet", origin.schema.empty_table(), metadata)
 
 
 def _buckets(origin: Origin, folder: Path) -> Iterator[tuple[int, pa.Table, NDArray[np.float32]]]:

@@ -113,9 +113,9 @@ def _matches(entities: pa.Table, features: pa.Table, keys: Sequence[str]) -> pa.
 
 
 def _files(features: pa.Table | pyarrow.dataset.Dataset) -> Iterator[pyarrow.dataset.Dataset]:
-    """Yield a dataset per file; a table is one file."""
-    if isinstance(features, pa.Table):
-        yield pyarrow.dataset.dataset(features)
+    """Yield a dataset per file; a table, or a dataset that is not of files, is one."""
+    if not isinstance(features, pyarrow.dataset.FileSystemDataset):
+        yield pyarrow.dataset.dataset(features) if isinstance(features, pa.Table) else features
         return
     for fragment in features.get_fragments():
         yield pyarrow.dataset.FileSystemDataset([fragment], features.schema, fragment.format, fragment.filesystem)
