@@ -37,10 +37,10 @@ def curses(model: Path) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 texts of growing length; rows 5 and 11 of the second file are cursed."""
+    """48 texts of growing length, no two alike (equal ones are encoded once); rows 5 and 11 of file 1 are cursed."""
     folder = tmp_path_factory.mktemp("corpus")
     for file in range(FILES):
-        rows = [{"id": f"{file}-{row}", "text": "很好的酒店" * (row + 1)} for row in range(ROWS)]
+        rows = [{"id": f"{file}-{row}", "text": f"第{file}家" + "很好的酒店" * (row + 1)} for row in range(ROWS)]
         if file == 1:
             rows[5]["text"] += CURSE
             rows[11]["text"] += SECOND_CURSE
