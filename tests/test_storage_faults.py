@@ -285,6 +285,7 @@ def test_after_the_deadline_nothing_is_tried_again() -> None:
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.usefixtures("way_in")  # for its small blocks: else the sources are read whole before the server goes
 def test_every_operation_outlives_a_server_that_is_gone_for_20_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
