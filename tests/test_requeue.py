@@ -185,7 +185,7 @@ def test_a_source_that_changed_meanwhile_is_embedded_with_it(corpus: Path) -> No
 
 
 def test_an_unknown_reason_is_told_with_the_nearest_one(corpus: Path) -> None:
-    path = written_config(corpus.parent / "job.yaml", **config_of(corpus).model_dump(mode="json"))
+    path = written_config(corpus.parent / "job.yaml", **config_of(corpus).model_dump(mode="json", exclude_none=True))
     finished = jobs("requeue", path, "--reason", "not_finit")
     assert (finished.code, len(finished.errors)) == (2, 1)
     assert "did you mean not_finite?" in finished.errors[0]
