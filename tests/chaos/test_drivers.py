@@ -14,6 +14,9 @@ from tests.chaos.disturbed import FLIGHT_SECONDS, Driver, World
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.rows import check_folder, check_same, folder_rows, journal_entries
 
+UNTOLD = 4
+"""Blocks."""
+
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
@@ -30,6 +33,20 @@ def journalled(output: str, driver: Driver) -> JournalRead:
     def look() -> JournalRead | None:
         journal = journal_of(output)
         return journal if journal and journal.receipts else None
+
+    found = driver.is_seen(look, FLIGHT_SECONDS)
+    assert found is not None, driver.said[-3000:]
+    return found
+
+
+def not_yet_journalled(output: str, driver: Driver) -> JournalRead:
+    """Wait until some Blocks are written that stand in no entry yet, and return the Journal then."""
+
+    def look() -> JournalRead | None:
+        parts = len(Store(output).files("snapshots"))  # before the Journal, which only grows
+        journal = journal_of(output)
+        is_behind = journal and journal.receipts and parts >= len(journal.receipts) + UNTOLD
+        return journal if is_behind else None
 
     found = driver.is_seen(look, FLIGHT_SECONDS)
     assert found is not None, driver.said[-3000:]
@@ -65,8 +82,8 @@ def test_a_driver_that_is_asked_to_end_writes_its_journal_first(
 ) -> None:
     path, output = corpus.config(tmp_path, "term")
     driver = world.start_driver(path, tmp_path / "term.log")
-    before = journalled(output, driver)
-    assert driver.goes_on(1.5)  # half of what may pass between entries: Blocks are done that stand in none yet
+    before = not_yet_journalled(output, driver)
+    assert driver.goes_on(0.5)  # the driver hears of them
     world.tally.sigterm_seconds.append(driver.terminate())
     world.tally.kills["driver (SIGTERM)"] += 1
     assert driver.process.returncode == 1
