@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records import Block, Shard, SourceFile, Span
-from pipeline.storage.isolated_reader import read_shard_isolated
+from pipeline.storage.isolated_reader import isolated_rows
+from pipeline.storage.readers import read_shard
 from tests.reading import blocks_of, columns, documents_of, quarantine_of, texts_of, written, written_parquet
 
 ROWS = 4000
@@ -66,7 +67,7 @@ class LethalOpener:
 
 def read(files: list[SourceFile], opener: LethalOpener, rows_per_block: int = 1000) -> list[Block]:
     shard = Shard("s1", tuple(Span(file) for file in files))
-    return list(read_shard_isolated(shard, columns(), rows_per_block, opener))
+    return list(read_shard(shard, columns(), rows_per_block, opener, rows_of=isolated_rows))
 
 
 def reviews(first: int) -> pa.Table:
@@ -136,5 +137,5 @@ def test_a_death_by_chance_costs_no_row(tmp_path: Path) -> None:
 def test_blocks_that_are_written_are_not_given_again(tmp_path: Path, done: frozenset[int]) -> None:
     file = written(tmp_path / "a.jsonl", lines(0), "jsonl")
     opener = LethalOpener("", 0, tmp_path / "log", os.getpid())
-    blocks = read_shard_isolated(Shard("s1", (Span(file),)), columns(), 1000, opener, done)
+    blocks = read_shard(Shard("s1", (Span(file),)), columns(), 1000, opener, done, rows_of=isolated_rows)
     assert [block.number for block in blocks] == [number for number in range(4) if number not in done]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.encoder.engines import EngineChoice
+from pipeline.execution.keepers import answer_of, start_keeper
 from pipeline.records import Shard
 
 logger = logging.getLogger(__name__)
@@ -139,8 +140,7 @@ class RemoteAttempts:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        keeper: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=2, scheduling_strategy=here)(Attempts)
-        self._book = keeper.remote()
+        self._book = start_keeper(Attempts, scheduling_strategy=here)
 
     def begin(self, work: Work) -> Verdict:
         verdict: Verdict = self._ask("begin", Verdict(), work)
@@ -192,13 +192,7 @@ class RemoteAttempts:
         self._ask("forget_begun", None)
 
     def _ask(self, question: str, unanswered: Any, *arguments: Any) -> Any:
-        import ray
-        import ray.exceptions
-
-        try:
-            return ray.get(getattr(self._book, question).remote(*arguments), timeout=ANSWER_SECONDS)
-        except ray.exceptions.RayError:  # the book is lost with its node; work goes on without
-            return unanswered
+        return answer_of(self._book, question, unanswered, ANSWER_SECONDS, *arguments)
 
 
 Marks = Attempts | RemoteAttempts

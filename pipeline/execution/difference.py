@@ -60,7 +60,7 @@ class Difference:
 
 def parts_of(snapshot: Snapshot) -> list[PartRows]:
     """Return the Parts of a Snapshot."""
-    return [part_rows(line.pop("folder"), Part(**line)) for line in snapshot.parts.to_pylist()]
+    return [part_rows(folder, part) for folder, part in snapshot.placed_parts()]
 
 
 def part_rows(folder: str, part: Part) -> PartRows:

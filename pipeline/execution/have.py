@@ -56,10 +56,9 @@ def _published_runs(store: Store) -> set[str]:
 
 def _from_snapshot(parent: Snapshot, wanted: set[str]) -> dict[str, tuple[Carried, ...]]:
     parts: dict[str, list[tuple[str, Part]]] = defaultdict(list)
-    for row in parent.parts.to_pylist():
-        folder = row.pop("folder")
-        if row["shard_id"] in wanted:
-            parts[row["shard_id"]].append((folder, Part(**row)))
+    for folder, part in parent.placed_parts():
+        if part.shard_id in wanted:
+            parts[part.shard_id].append((folder, part))
     have: dict[str, tuple[Carried, ...]] = {}
     for row in parent.shards.to_pylist():
         if row["shard_id"] not in wanted:

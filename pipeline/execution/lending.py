@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
 from pipeline.encoder.packed import Encoded, take
+from pipeline.execution.keepers import answer_of, start_keeper
 from pipeline.records import TokenBatch
 
 LENT_BYTES = 2**30
@@ -78,10 +79,7 @@ class RemoteLedger:
     """The ledger of a run on Ray, as its encoders reach it; one that does not answer lends nothing."""
 
     def __init__(self, halves_R2: NDArray[np.uint64], dimension: int) -> None:
-        import ray
-
-        keeper: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=2)(Ledger)
-        self._ledger = keeper.remote(halves_R2, dimension)
+        self._ledger = start_keeper(Ledger, halves_R2, dimension)
 
     def hashes(self) -> NDArray[np.uint64]:
         halves_R2: NDArray[np.uint64] = self._ask("hashes", np.empty((0, 2), np.uint64))
@@ -97,13 +95,7 @@ class RemoteLedger:
         self._ask("lend", None, text_K, vectors_KD, failed)
 
     def _ask(self, question: str, unanswered: Any, *arguments: Any) -> Any:
-        import ray
-        import ray.exceptions
-
-        try:
-            return ray.get(getattr(self._ledger, question).remote(*arguments), timeout=WAIT_SECONDS)
-        except ray.exceptions.RayError:  # the ledger is lost with its node; work goes on without
-            return unanswered
+        return answer_of(self._ledger, question, unanswered, WAIT_SECONDS, *arguments)
 
 
 class Borrower:

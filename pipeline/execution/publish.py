@@ -21,9 +21,9 @@ from pipeline.execution.reconcile import reconcile
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts
 from pipeline.records import BlockReceipt, Part
 from pipeline.storage.claim import Claim
-from pipeline.storage.filesystem import Stat, Store
+from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import adopt_part, part_key
-from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, publish_snapshot
+from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, files_of, publish_snapshot
 from pipeline.units import percent
 
 COPIERS = 32
@@ -150,9 +150,7 @@ def _carry(config: JobConfig, plan: Plan, store: Store, carried: list[Carried]) 
 def _check_folders(plan: Plan, store: Store, parts: list[tuple[str, Part]]) -> None:
     """Compare the folders with the Parts: what tools will read there is what was counted."""
     expected = {part_key(part.kind, folder, part.path): part.size_bytes for folder, part in parts}
-    found: dict[str, Stat] = {}
-    for folder in {plan.folder, *(folder for folder, _ in parts)}:
-        found |= store.files(f"snapshots/{folder}") | store.files(f"quarantine/{folder}")
+    found = files_of(store, {plan.folder, *(folder for folder, _ in parts)})
     wrong = [key for key, size in expected.items() if key not in found or found[key].size_bytes != size]
     strays = [key for key in found if key not in expected and key.split("/")[1] == plan.folder]
     if not wrong and strays and all(_is_of(plan, key) for key in strays):

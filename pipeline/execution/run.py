@@ -110,11 +110,11 @@ def run(
         if isinstance(error, AttemptsDiffer):
             _record_plan(store, plan, plan.next_run_key)
         if not isinstance(error, SnapshotConflict | StorageError):  # the output is another's, or out of reach
-            _save_report(store, report)
+            _save_report(store, report, has_page=not isinstance(error, Stopped))
         raise
     report.seconds["total"] = time.perf_counter() - started
     if report.outcome == "published":
-        _save_report(store, report)
+        _save_report(store, report, has_page=True)
     return report
 
 
@@ -364,12 +364,12 @@ def _report_standing(report: RunReport, plan: Plan) -> None:
         write_hint(plan.parent.store, record)
 
 
-def _save_report(store: Store, report: RunReport) -> None:
+def _save_report(store: Store, report: RunReport, has_page: bool) -> None:
     """Write the report beside the output; a report that cannot be written fails no run.
 
-    The page takes seconds to draw, which a run that was asked to end does not have.
+    Args:
+        has_page: a page takes seconds to draw, which a run that was asked to end does not have.
     """
-    has_page = not isinstance(sys.exception(), Stopped)
     report.report_uri = store.uri_of(f"reports/{report.run_key}.{'html' if has_page else 'json'}")
     try:
         if has_page:

@@ -25,7 +25,7 @@ from pipeline.execution.travelling import from_rows, positions, quarantined, to_
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
 from pipeline.schemas import FATE, TEXT, TOKEN_IDS, rows_counted
 from pipeline.storage.filesystem import Store, open_source
-from pipeline.storage.isolated_reader import read_shard_isolated
+from pipeline.storage.isolated_reader import isolated_rows
 from pipeline.storage.known import Fate
 from pipeline.storage.parquet import PartName, publish_part
 from pipeline.storage.partitions import split_by_partition
@@ -82,7 +82,7 @@ def read_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]:
             with marked(settings.attempts, "read", shard, number) as verdict:
                 if verdict.is_deadly and not is_isolated:
                     skipped = done_blocks | frozenset(range(number))
-                    blocks, is_isolated = read_shard_isolated(*asked, open_source, skipped), True
+                    blocks, is_isolated = read_shard(*asked, open_source, skipped, rows_of=isolated_rows), True
                 block = next(blocks, None)
             if block is None:
                 break

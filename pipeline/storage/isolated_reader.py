@@ -7,41 +7,16 @@ from functools import partial
 from itertools import islice
 
 from pipeline.isolation import Isolated, ProcessDied
-from pipeline.records import Block, Reason, Shard, Span
+from pipeline.records import Reason, Shard, Span
 from pipeline.schemas import rows_counted
-from pipeline.storage.blocks import BlockLimits, cut_blocks
 from pipeline.storage.parquet_reader import parquet_row_groups
-from pipeline.storage.readers import MAX_TEXT_BYTES, read_span
+from pipeline.storage.readers import read_span
 from pipeline.storage.rows import Bad, BadFile, OpenFile, ReadColumns, Rows, Stretch, stretch_as_rows
 
 ATTEMPTS = 2
 """A piece must end its process so often: the first time may have had another cause."""
 
 KILLS = "reading on from here ends the process that does it (a fault of the decoder, or want of memory)"
-
-
-def read_shard_isolated(
-    shard: Shard,
-    columns: ReadColumns,
-    rows_per_block: int,
-    open_file: OpenFile,
-    skip_blocks: frozenset[int] = frozenset(),
-    max_text_bytes: int = MAX_TEXT_BYTES,
-) -> Iterator[Block]:
-    """Yield the same Blocks as `read_shard`, and a stretch in quarantine where reading ends its process.
-
-    What is lost is the rest of a row group, or of a line file, behind the last rows that came through; the row groups
-    and files after it are read.
-
-    Args:
-        open_file: is called in the child and must be picklable.
-        others: as for `read_shard`.
-
-    Raises:
-        SourceError: as `read_shard`.
-    """
-    limits = BlockLimits(rows_per_block, max_text_bytes)
-    return cut_blocks(shard.shard_id, columns.schema, _rows_of(shard, columns, open_file), limits, skip_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +32,20 @@ class _Stretch:
     size_bytes: int
 
 
-def _rows_of(shard: Shard, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:
+def isolated_rows(shard: Shard, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:
+    """Yield the rows that `read_shard` reads, and a stretch in quarantine where reading ends its process.
+
+    What is lost is the rest of a row group, or of a line file, behind the last rows that came through; the row groups
+    and files after it are read.
+
+    Args:
+        shard: as for `read_shard`.
+        columns: as there.
+        open_file: is called in the child and must be picklable.
+
+    Raises:
+        SourceError: as `read_shard`.
+    """
     child: Isolated[tuple[_Stretch, int], Rows | None] = Isolated(partial(_reading, columns, open_file))
     try:
         for index, span in enumerate(shard.spans):

@@ -1,7 +1,6 @@
 """From a Shard to its Blocks: every source row once, in order, as a document or in quarantine."""
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -25,8 +24,8 @@ from pipeline.storage.text_reader import read_text, read_text_schema
 
 __all__ = ["BadFile", "OpenFile", "ReadColumns", "parquet_row_groups", "read_shard", "read_source_schema", "read_span"]
 
-MAX_TEXT_BYTES = 64 * 2**20
-"""Of the texts of a Block, by default."""
+RowsOf = Callable[[Shard, ReadColumns, OpenFile], Iterator[Rows]]
+"""Gives all source rows of a Shard, in order."""
 
 
 def read_source_schema(
@@ -58,7 +57,8 @@ def read_shard(
     rows_per_block: int,
     open_file: OpenFile,
     skip_blocks: frozenset[int] = frozenset(),
-    max_text_bytes: int = MAX_TEXT_BYTES,
+    max_text_bytes: int = 64 * 2**20,
+    rows_of: RowsOf | None = None,
 ) -> Iterator[Block]:
     """Yield the Blocks of a Shard, numbered from 0 over all its Spans; exactly one is the last, be it empty.
 
@@ -73,14 +73,19 @@ def read_shard(
         open_file: opens a source file at its planned version.
         skip_blocks: Blocks that an earlier attempt has written: counted, not yielded.
         max_text_bytes: a Block ends early with the row whose text reaches this.
+        rows_of: what reads the rows; None = this process.
 
     Raises:
         SourceError: the store does not give a file, or not as planned. What is wrong within a file raises nothing.
     """
     limits = BlockLimits(rows_per_block, max_text_bytes)
-    spans = enumerate(shard.spans)
-    rows = chain.from_iterable(read_span(span, index, columns, open_file) for index, span in spans)
+    rows = (rows_of or _rows_here)(shard, columns, open_file)
     return cut_blocks(shard.shard_id, columns.schema, rows, limits, skip_blocks)
+
+
+def _rows_here(shard: Shard, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:
+    for index, span in enumerate(shard.spans):
+        yield from read_span(span, index, columns, open_file)
 
 
 def read_span(span: Span, index: int, columns: ReadColumns, open_file: OpenFile) -> Iterator[Rows]:

@@ -1,15 +1,16 @@
 """Rollback: an older Snapshot published anew under the next number, by naming its Parts where they lie."""
 
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pipeline
 from pipeline.errors import ConfigError, SnapshotConflict, StorageError
 from pipeline.records import Part
 from pipeline.storage.claim import Claim
-from pipeline.storage.filesystem import Stat, Store
+from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key
-from pipeline.storage.snapshots import Snapshot, load_snapshot, publish_snapshot, snapshot_numbers
+from pipeline.storage.snapshots import Snapshot, files_of, load_snapshot, publish_snapshot, snapshot_numbers
 
 
 def roll_back(store: Store, number: int) -> Snapshot:
@@ -40,7 +41,8 @@ def roll_back(store: Store, number: int) -> Snapshot:
     with Claim(store, newest.number + 1) as claim:
         if snapshot_numbers(store)[-1] != newest.number:
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; look, and roll back again")
-        parts = _parts_of(store, old)
+        parts = old.placed_parts()
+        _check_parts(store, old, parts)
         record = replace(
             old.record,
             number=newest.number + 1,
@@ -52,14 +54,9 @@ def roll_back(store: Store, number: int) -> Snapshot:
         return publish_snapshot(store, record, parts, old.shards.to_pylist())
 
 
-def _parts_of(store: Store, snapshot: Snapshot) -> list[tuple[str, Part]]:
-    """Return (folder, Part) of every Part, once all are seen to be there."""
-    names = [one.name for one in fields(Part)]
-    rows = snapshot.parts.to_pylist()
-    parts = [(row["folder"], Part(**{name: row[name] for name in names})) for row in rows]
-    found: dict[str, Stat] = {}
-    for folder in {folder for folder, _ in parts}:
-        found |= store.files(f"snapshots/{folder}") | store.files(f"quarantine/{folder}")
+def _check_parts(store: Store, snapshot: Snapshot, parts: Sequence[tuple[str, Part]]) -> None:
+    """See that every Part lies where its Snapshot says."""
+    found = files_of(store, {folder for folder, _ in parts})
     for folder, part in parts:
         key = part_key(part.kind, folder, part.path)
         if key not in found or found[key].size_bytes != part.size_bytes:
@@ -67,4 +64,3 @@ def _parts_of(store: Store, snapshot: Snapshot) -> list[tuple[str, Part]]:
                 f"{store.uri_of(key)} is missing or of another size than snapshot {snapshot.number} says; it cannot be "
                 "gone back to"
             )
-    return parts

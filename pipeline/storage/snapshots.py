@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import SnapshotConflict, StorageError
 from pipeline.fingerprint import content_hash
 from pipeline.records import Part
-from pipeline.storage.filesystem import Store
+from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.parquet import part_key
 
 PARTS = pa.schema(
@@ -111,6 +111,10 @@ class Snapshot:
         """Every Part of the Snapshot, in the schema PARTS."""
         return self._table("parts")
 
+    def placed_parts(self) -> list[tuple[str, Part]]:
+        """Return every Part with the folder it lies in, as `publish_snapshot` takes them."""
+        return [(row.pop("folder"), Part(**row)) for row in self.parts.to_pylist()]
+
     @cached_property
     def shards(self) -> pa.Table:
         """Every Shard of the Snapshot, in the schema SHARDS."""
@@ -195,6 +199,14 @@ def load_snapshot(store: Store, number: int | None = None) -> Snapshot | None:
     except (TypeError, ValueError) as error:
         uri = store.uri_of(snapshot_key(number))
         raise StorageError(f"{uri} is damaged, or of another version of this pipeline: {error}") from error
+
+
+def files_of(store: Store, folders: Iterable[str]) -> dict[str, Stat]:
+    """Return what lies in these folders of snapshots, and in those of their quarantine."""
+    found: dict[str, Stat] = {}
+    for folder in folders:
+        found |= store.files(f"snapshots/{folder}") | store.files(f"quarantine/{folder}")
+    return found
 
 
 def withdraw_snapshot(store: Store, number: int) -> None:
