@@ -15,6 +15,7 @@ COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
     "nightly": "embed what has changed, publish it unless too much would be deleted, and remove old snapshots",
     "diff": "say which ids one snapshot has that another has not, and which have another text",
+    "changes": "write the feeds of changes that are missing, and say which there are",
     "status": "show what is published in an output",
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
@@ -133,7 +134,7 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"
         command.add_argument("--seconds", type=float, default=90.0, help=budget)
-    if name in ("status", "verify", "expire", "diff"):
+    if name in ("status", "verify", "expire", "diff", "changes"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
         if name == "diff":
             command.add_argument("before", type=int, help="number of a snapshot")

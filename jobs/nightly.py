@@ -42,11 +42,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _roll_back(uri: str, number: int, as_json: bool) -> int:
     """Publish an older snapshot as the newest one."""
+    from pipeline.execution.change_feed import write_feeds
     from pipeline.storage.filesystem import Store
     from pipeline.storage.rollback import roll_back
 
     store = Store(uri)
     published = roll_back(store, number)
+    write_feeds(store)
     facts = {"output": store.uri, "snapshot": published.number, "rolled_back_to": number, "folder": published.folder}
     if as_json:
         print(json.dumps(facts))

@@ -122,6 +122,8 @@ class Output(Section):
     """How many of the newest snapshots `expire` and `nightly` leave; `embed` removes nothing."""
     max_deleted_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the ids of the snapshot before that a `nightly` may lose; above it nothing is published."""
+    changes: bool = False
+    """Write beside each snapshot what it has inserted, updated and deleted, for stores that are kept in step."""
 
 
 class Runtime(Section):
@@ -219,6 +221,10 @@ class JobConfig(Section):
             raise ValueError(f"output.partition_by names {', '.join(stray)}; add it to source.keep_columns")
         if len(set(self.output.partition_by)) < len(self.output.partition_by):
             raise ValueError("output.partition_by names a column twice")
+        if self.output.changes and self.source.duplicate_ids == "allow":
+            raise ValueError(
+                "output.changes needs ids that name one row; source.duplicate_ids: allow lets them stand twice"
+            )
         around = [uri for uri in self.source.uri if f"{self.output.uri.rstrip('/')}/".startswith(f"{uri.rstrip('/')}/")]
         if around:
             raise ValueError(

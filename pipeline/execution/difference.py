@@ -80,7 +80,7 @@ def difference(store: Store, before: Sequence[PartRows], after: Sequence[PartRow
     counts = dict.fromkeys(("unchanged", "changed", "added", "removed"), 0)
     wanted: dict[str, list[NDArray[np.void]]] = {}
     for rows in ordered(_entries(store, old, new)):
-        for kind, first_G in _kinds(rows).items():
+        for kind, first_G in kinds_of(rows).items():
             counts[kind] += len(first_G)
             if kind != "unchanged" and len(wanted.setdefault(kind, [])) < SHOWN:
                 wanted[kind] += list(rows[first_G[:SHOWN]])
@@ -103,8 +103,8 @@ def _entries(store: Store, old: Sequence[str], new: Sequence[str]) -> Iterator[N
             yield rows
 
 
-def _kinds(rows: NDArray[np.void]) -> dict[str, NDArray[np.int64]]:
-    """Return, by kind, where each id begins among rows ordered by id."""
+def kinds_of(rows: NDArray[np.void]) -> dict[str, NDArray[np.int64]]:
+    """Return, by kind, where each id begins among rows ordered by id; `place` holds their side and their version."""
     if not len(rows):
         return {}
     is_first = np.ones(len(rows), np.bool_)

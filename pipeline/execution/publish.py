@@ -208,4 +208,5 @@ def _record(
         pipeline_version=pipeline.__version__,
         driver=driver,
         duplicate_ids=config.source.duplicate_ids,
+        has_changes=config.output.changes,
     )

@@ -23,6 +23,7 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
+from pipeline.execution.change_feed import write_feeds
 from pipeline.execution.guards import check_sources
 from pipeline.execution.lending import RemoteLedger
 from pipeline.execution.metrics import RunReport
@@ -112,6 +113,8 @@ def run(
         if not isinstance(error, SnapshotConflict | StorageError):  # the output is another's, or out of reach
             _save_report(store, report, has_page=not isinstance(error, Stopped))
         raise
+    if config.output.changes:
+        _write_feeds(store, report)
     report.seconds["total"] = time.perf_counter() - started
     if report.outcome == "published":
         _save_report(store, report, has_page=True)
@@ -362,6 +365,14 @@ def _report_standing(report: RunReport, plan: Plan) -> None:
     report.folder, report.dimension = plan.parent.folder, record.dimension
     with suppress(StorageError):  # a driver may have died between the publish and the hint
         write_hint(plan.parent.store, record)
+
+
+def _write_feeds(store: Store, report: RunReport) -> None:
+    """Write the feeds that are missing; one that cannot be written now is written by the next run."""
+    try:
+        write_feeds(store, with_newest=True)
+    except PipelineError as error:
+        report.warnings.append(f"a feed of changes is not written yet, the next run or `changes` does it: {error}")
 
 
 def _save_report(store: Store, report: RunReport, has_page: bool) -> None:

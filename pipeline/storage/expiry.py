@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import SnapshotConflict, StorageError
+from pipeline.storage.changes import needed_for_feeds
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.journal import condemn_run
@@ -16,11 +17,14 @@ from pipeline.storage.snapshots import load_snapshot, snapshot_key, snapshot_num
 REMOVERS = 16
 """Files removed at once; each is one small request."""
 
+TOPS = ("_meta", "snapshots", "quarantine", "reports", "changes")
+
 RUN_FILE = re.compile(r"(?:(?:snapshots|quarantine)/\d{8}-|_meta/runs/|reports/)([0-9a-f]{32})[/.]")
 CLAIM_FILE = re.compile(r"_meta/claims/(\d{8})/")
 TABLE = re.compile(r"_meta/snapshots/(\d{8})-\w+\.(?:parts|shards)\.parquet")
 """Of a Snapshot that was not published, if its number is taken; else a run may yet adopt it."""
 INDEX_FILE = re.compile(r"_meta/snapshots/(\d{8})\.index/")
+CHANGES_FILE = re.compile(r"(?:_meta/)?changes/(\d{8})[-.]")
 TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe)/")
 """Of a writer that died."""
 
@@ -89,7 +93,7 @@ def expire(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expi
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         expiry = find_removals(store, keep, older_than, with_leftovers=True)
         sweep(store, expiry.removals)
-        for top in ("snapshots", "quarantine", "_meta/runs", "_meta/claims"):
+        for top in ("snapshots", "quarantine", "changes", "_meta/runs", "_meta/claims"):
             store.remove_empty_folders(top)
     return expiry
 
@@ -101,17 +105,17 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
         with_leftovers: also what belongs to no Snapshot; only while no run can be using it.
     """
     numbers = snapshot_numbers(store)
-    found = {
-        key: stat for top in ("_meta", "snapshots", "quarantine", "reports") for key, stat in store.files(top).items()
-    }
+    found = {key: stat for top in TOPS for key, stat in store.files(top).items()}
     young = {key for key, stat in found.items() if stat.modified_at >= older_than}
-    kept = [number for number in numbers if number in numbers[-keep:] or snapshot_key(number) in young]
+    needed = {*numbers[-keep:], *needed_for_feeds(store, numbers)}
+    kept = [number for number in numbers if number in needed or snapshot_key(number) in young]
     marked, kept_groups = _marked(store, kept)
     groups = _groups(found.keys() - marked, (numbers or [0])[-1])
     removals: list[Removal] = []
     for number in sorted(set(numbers) - set(kept)):
         if snapshot := load_snapshot(store, number):
             own = [*snapshot.record.tables.values(), f"run {snapshot.record.run_key}", f"index {number}"]
+            own.append(f"changes {number}")
             keys = [key for name in own if name not in kept_groups for key in groups.pop(name, [])]
             removals.append(_removal(f"snapshot {number}", keys, found, snapshot=number))
     # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
@@ -125,7 +129,7 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
 
 
 def _marked(store: Store, kept: Sequence[int]) -> tuple[set[str], set[str]]:
-    """Return what the kept Snapshots name, and the groups that belong to them: their runs and indexes."""
+    """Return what the kept Snapshots name, and the groups that belong to them: their runs, indexes and feeds."""
     marked: set[str] = set()
     groups: set[str] = set()
     for number in kept:
@@ -134,7 +138,7 @@ def _marked(store: Store, kept: Sequence[int]) -> tuple[set[str], set[str]]:
             raise StorageError(f"{store.uri}: snapshot {number} was listed and is gone: another expiry is at work")
         columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path"))
         marked |= {part_key(*part) for part in zip(*columns, strict=True)} | {*snapshot.record.tables.values()}
-        groups |= {f"run {snapshot.record.run_key}", f"index {number}"}
+        groups |= {f"run {snapshot.record.run_key}", f"index {number}", f"changes {number}"}
     return marked, groups
 
 
@@ -148,6 +152,8 @@ def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
             groups[f"claim {int(match[1])}"].append(key)
         elif match := INDEX_FILE.match(key):
             groups[f"index {int(match[1])}"].append(key)
+        elif match := CHANGES_FILE.match(key):
+            groups[f"changes {int(match[1])}"].append(key)
         elif TEMPORARY_FILE.match(key) or ((match := TABLE.match(key)) and int(match[1]) <= newest):
             groups[key].append(key)
     return groups

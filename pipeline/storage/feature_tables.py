@@ -9,12 +9,11 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet as pq
 
 from pipeline.errors import SnapshotConflict, StorageError
 from pipeline.fingerprint import content_hash
 from pipeline.storage.filesystem import Store
-from pipeline.storage.parquet import read_metadata, serialise
+from pipeline.storage.parquet import put_or_adopt
 from pipeline.storage.snapshots import arrow_filesystem, decode_schema
 
 VIEW = "feature_view.py"
@@ -142,17 +141,7 @@ def write_feature_file(
     Raises:
         StorageError: something else stands under this name.
     """
-    key, own = f"tables/{folder}/{path}", {**metadata, "table": folder}
-    content = serialise(table, own)
-    found = store.put_new(key, content)
-    if found is not None:
-        try:
-            footer = pq.read_metadata(pa.BufferReader(found))
-        except pa.ArrowInvalid as error:
-            raise StorageError(f"{store.uri_of(key)} exists and is no Parquet file; remove it and run again") from error
-        if footer.num_rows != table.num_rows or read_metadata(footer.metadata or {}).get("table") != folder:
-            raise StorageError(f"{store.uri_of(key)} exists with other rows; remove it and run again")
-        content = found
+    content = put_or_adopt(store, f"tables/{folder}/{path}", table, {**metadata, "table": folder})
     return FeatureFile(path, table.num_rows, len(content), content_hash(content))
 
 

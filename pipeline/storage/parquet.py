@@ -134,6 +134,32 @@ def publish_part(store: Store, name: PartName, table: pa.Table, metadata: Mappin
     return part if found is None else _adopt(part, found, own, store.uri_of(name.key))
 
 
+def put_or_adopt(store: Store, key: str, table: pa.Table, own: Mapping[str, Any]) -> bytes:
+    """Write a file under a name that says what is in it, or adopt the one an earlier attempt has written there.
+
+    Args:
+        table: the rows.
+        own: what the file says of itself; an earlier one must say the same.
+
+    Returns:
+        What stands there.
+
+    Raises:
+        StorageError: something else stands under this name.
+    """
+    content = serialise(table, own)
+    found = store.put_new(key, content)
+    if found is None:
+        return content
+    try:
+        footer = pq.read_metadata(pa.BufferReader(found))
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"{store.uri_of(key)} exists and is no Parquet file; remove it and run again") from error
+    if footer.num_rows != table.num_rows or read_metadata(footer.metadata or {}) != own:
+        raise StorageError(f"{store.uri_of(key)} exists with other rows; remove it and run again")
+    return found
+
+
 def adopt_part(store: Store, key: str, part: Part, fingerprint: str) -> Part:
     """Return a Part as it stands under a key, where another attempt has written it before.
 

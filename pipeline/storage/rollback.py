@@ -50,6 +50,7 @@ def roll_back(store: Store, number: int) -> Snapshot:
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
             pipeline_version=pipeline.__version__,
             driver=claim.driver,
+            has_changes=newest.record.has_changes,
         )
         return publish_snapshot(store, record, parts, old.shards.to_pylist())
 

@@ -79,6 +79,8 @@ class SnapshotRecord:
     driver: str
     duplicate_ids: str = "error"
     """`source.duplicate_ids` of the run; `allow` says that an id may stand twice."""
+    has_changes: bool = False
+    """`output.changes` of the run: a feed of what has changed belongs to this Snapshot, and is written after it."""
     tables: dict[str, str] = field(default_factory=dict)
     """Keys of the tables `parts` and `shards`; named by their content, so that no other run can change them."""
 
