@@ -16,7 +16,7 @@ COMMANDS = {
     "nightly": "embed what has changed, publish it unless too much would be deleted, and remove old snapshots",
     "diff": "say which ids one snapshot has that another has not, and which have another text",
     "changes": "write the feeds of changes that are missing, and say which there are",
-    "status": "show what is published in an output",
+    "status": "show what is published in an output, which run works on it, and what a run now would do",
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
     "expire": "remove snapshots beyond output.keep_snapshots, and what dead runs have left",
@@ -140,6 +140,9 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
             command.add_argument("before", type=int, help="number of a snapshot")
             command.add_argument("after", type=int, help="number of another")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
+    if name == "status":
+        command.add_argument("--watch", action="store_true", help="show it again and again until no run works on it")
+        command.add_argument("--price", type=_price, metavar="P", help="of an encoder per hour; shows what runs cost")
     if name == "verify":
         command.add_argument(
             "--sample", type=_count, default=0, metavar="N", help="encode the texts of N random rows again and compare"
@@ -169,6 +172,12 @@ def _at_least_one(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("the newest snapshot always stays: 1 or more")
     return number
+
+
+def _price(text: str) -> float:
+    if not 0 <= (price := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("price of an encoder per hour: 0 or more")
+    return price
 
 
 def _hours(text: str) -> float:

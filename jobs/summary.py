@@ -25,7 +25,7 @@ def summary_text(report: "RunReport") -> str:
             filter(
                 None,
                 [
-                    _reasons(report.reasons),
+                    reasons_text(report.reasons),
                     f"{byte_size(report.unreadable_bytes)} unreadable" if report.unreadable_bytes else "",
                     _retried(report.rows_retried, report.shards_redone),
                 ],
@@ -108,7 +108,7 @@ def _time(report: "RunReport") -> str:
     return " | ".join(filter(None, [", ".join(stages), ", ".join(phases)]))
 
 
-def _reasons(reasons: dict[str, int]) -> str:
+def reasons_text(reasons: dict[str, int]) -> str:
     """Return quarantined rows by reason, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{thousands(rows)} {reason}" for reason, rows in ordered)

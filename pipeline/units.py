@@ -60,3 +60,8 @@ def percent(fraction: float) -> str:
         return ">99.9 %"
     decimals = 1 if 0 < fraction < 0.0995 or 0.99 < fraction < 1 else 0
     return f"{100 * fraction:.{decimals}f} %"
+
+
+def money(amount: float) -> str:
+    """Return an amount in the currency of its price, to the cent, or to two figures below one: `12.40`, `0.0031`."""
+    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.2g}"

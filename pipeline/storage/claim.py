@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -106,6 +107,39 @@ class Claim:
         return SnapshotConflict(
             f"another run{who} holds the output {self.store.uri}; wait for it, or stop it and run again"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who has the last word on the next snapshot of an output."""
+
+    driver: str
+    host: str
+    pid: int
+    is_alive: bool
+
+
+def holder_of(store: Store, snapshot: int) -> Holder | None:
+    """Return who works, or has worked, on a snapshot; None if nobody does or the last one has let go.
+
+    A driver on another machine is looked at twice, a beat and a half apart: it is alive if it has beaten meanwhile.
+    """
+    folder = f"_meta/claims/{snapshot:08d}"
+    epochs = sorted(key for key in store.files(folder) if key.endswith(".json"))
+    content = store.read(epochs[-1]) if epochs else None
+    if not content:
+        return None
+    owner = orjson.loads(content)
+    beat_key = epochs[-1].removesuffix(".json") + ".beat"
+    first = orjson.loads(store.read(beat_key) or b"{}")
+    if first.get("driver") == owner["driver"] and first.get("released"):
+        return None
+    if owner.get("machine") == _machine():
+        is_alive = _start_time(int(owner["pid"])) == owner["pid_start"]
+    else:
+        time.sleep(1.5 * BEAT_SECONDS)
+        is_alive = orjson.loads(store.read(beat_key) or b"{}") != first
+    return Holder(owner["driver"], owner["host"], int(owner["pid"]), is_alive)
 
 
 def _process_identity() -> dict[str, Any]:

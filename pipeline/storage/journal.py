@@ -24,20 +24,39 @@ class JournalRead:
     next_number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a Journal."""
+
+    driver: str
+    folder: str
+    receipts: tuple[BlockReceipt, ...]
+    written_at: float
+    """Seconds since the epoch, on the clock of the store."""
+
+
 def read_journal(store: Store, run_key: str) -> JournalRead:
     """Return the receipts a run has journalled so far, and the number its next entry gets."""
+    entries = read_entries(store, run_key)
+    receipts = [(entry.folder, receipt) for entry in entries for receipt in entry.receipts]
+    return JournalRead(receipts, len(entries))
+
+
+def read_entries(store: Store, run_key: str) -> list[Entry]:
+    """Return the entries of a run's Journal, in their order."""
     prefix = f"_meta/runs/{run_key}/journal"
     pattern = re.compile(re.escape(prefix) + r"/\d{8}\.json")
-    keys = sorted(key for key in store.files(prefix) if pattern.fullmatch(key))
+    found = {key: stat for key, stat in sorted(store.files(prefix).items()) if pattern.fullmatch(key)}
     with ThreadPoolExecutor(READERS) as pool:
-        entries = list(pool.map(store.read, keys))
-    receipts: list[tuple[str, BlockReceipt]] = []
-    for key, entry in zip(keys, entries, strict=True):
-        if entry is None:
+        contents = list(pool.map(store.read, found))
+    entries = []
+    for (key, stat), read in zip(found.items(), contents, strict=True):
+        if read is None:
             raise StorageError(f"{store.uri_of(key)} was listed and is gone: something else deletes in this output")
-        content = orjson.loads(entry)
-        receipts += [(content["folder"], BlockReceipt.from_json(receipt)) for receipt in content["receipts"]]
-    return JournalRead(receipts, len(keys))
+        content = orjson.loads(read)
+        receipts = tuple(BlockReceipt.from_json(receipt) for receipt in content["receipts"])
+        entries.append(Entry(content["driver"], content["folder"], receipts, stat.modified_at))
+    return entries
 
 
 class Journal:
