@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+from jobs.logs import are_json, set_up_logs
 from pipeline import __version__
 from pipeline.errors import PipelineError, Stopped
 
 COMMANDS = {
     "embed": "bring an output up to date with its source, and publish it as one snapshot",
+    "plan": "say what a run would do; with --estimate, sample, measure and say what it would take and cost",
     "nightly": "embed what has changed, publish it unless too much would be deleted, and remove old snapshots",
     "diff": "say which ids one snapshot has that another has not, and which have another text",
     "changes": "write the feeds of changes that are missing, and say which there are",
@@ -47,10 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code of the process.
     """
     options = _parsed(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.captureWarnings(True)
-    for noisy in ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    set_up_logs(options.log_format)
     try:
         module = importlib.import_module(MODULES.get(options.command, f"jobs.{options.command}"))
         return int(module.run(options))
@@ -82,12 +81,17 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _tell(error: PipelineError, as_json: bool) -> None:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    report_uri = error.report.report_uri if error.report else None
+    if are_json():
+        place = f" report={report_uri}" if report_uri else ""
+        logging.getLogger(__name__).error("failed kind=%s%s", type(error).__name__, place, extra={"error": str(error)})
+    else:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
     if as_json:
         print(_failure_json(error))
-    if error.report is not None and error.report.report_uri:
-        print(f"report: {error.report.report_uri}", file=sys.stderr)
+    if report_uri and not are_json():
+        print(f"report: {report_uri}", file=sys.stderr)
 
 
 def _failure_json(error: PipelineError) -> str:
@@ -126,7 +130,7 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("embed", "requeue", "nightly", "tune", "features"):
+    if name in ("embed", "plan", "requeue", "nightly", "tune", "features"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, …")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name in ("embed", "requeue", "nightly", "features"):
@@ -140,9 +144,14 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
             command.add_argument("before", type=int, help="number of a snapshot")
             command.add_argument("after", type=int, help="number of another")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
+    if name == "plan":
+        command.add_argument("--estimate", action="store_true", help="sample the source and measure this machine")
+        rate = "of one encoder on the device that will run it, for instance by `tune` there; nothing is measured here"
+        command.add_argument("--tokens-per-second", type=_amount, metavar="N", help=rate)
+    if name in ("status", "plan"):
+        command.add_argument("--price", type=_amount, metavar="P", help="of an encoder per hour, in any currency")
     if name == "status":
         command.add_argument("--watch", action="store_true", help="show it again and again until no run works on it")
-        command.add_argument("--price", type=_price, metavar="P", help="of an encoder per hour; shows what runs cost")
     if name == "verify":
         command.add_argument(
             "--sample", type=_count, default=0, metavar="N", help="encode the texts of N random rows again and compare"
@@ -166,6 +175,8 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")
     command.add_argument("--json", action="store_true", help="print one JSON object on stdout, logs on stderr")
+    lines = "log lines on stderr, progress among them: for people, or one JSON object each (%(default)s)"
+    command.add_argument("--log-format", choices=("text", "json"), default="text", help=lines)
 
 
 def _at_least_one(text: str) -> int:
@@ -174,10 +185,10 @@ def _at_least_one(text: str) -> int:
     return number
 
 
-def _price(text: str) -> float:
-    if not 0 <= (price := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError("price of an encoder per hour: 0 or more")
-    return price
+def _amount(text: str) -> float:
+    if not 0 < (amount := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("expected more than 0")
+    return amount
 
 
 def _hours(text: str) -> float:

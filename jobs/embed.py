@@ -66,6 +66,13 @@ def worked(
             if update.phase != progress.status.phase:
                 progress.phase(update.phase)
             if update.rows_done:
-                progress.update(update.rows_done, None, update.tokens_done, update.fraction_done, update.quarantined)
+                progress.update(
+                    update.rows_done,
+                    update.rows_total,
+                    update.tokens_done,
+                    update.fraction_done,
+                    update.quarantined,
+                    update.encoder_busy,
+                )
 
         return execution.run(config, watch, retry, max_deleted)

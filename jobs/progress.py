@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
+from jobs.logs import are_json
 from jobs.pace import Curve, expected_end, extended, recent_rate, smoothed
 from pipeline.units import duration, percent, short_count, thousands
 
@@ -38,6 +39,8 @@ class Status:
     fraction_done: float = 0.0
     """Share of the work, by bytes or tokens."""
     quarantined: int = 0
+    encoder_busy: float | None = None
+    """Share of the time so far in which an encoder was computing."""
     tokens_curve: Curve = ()
     work_curve: Curve = ()
     tokens_per_second: float | None = None
@@ -56,6 +59,7 @@ def advanced(
     tokens_done: int,
     fraction_done: float,
     quarantined: int,
+    encoder_busy: float | None = None,
 ) -> Status:
     """Return the status after an update: rates over the recent window, the end by work done."""
     tokens_curve = extended(status.tokens_curve, now, tokens_done)
@@ -70,6 +74,7 @@ def advanced(
         tokens_done=tokens_done,
         fraction_done=fraction_done,
         quarantined=quarantined,
+        encoder_busy=encoder_busy,
         tokens_curve=tokens_curve,
         work_curve=work_curve,
         tokens_per_second=recent_rate(tokens_curve, now),
@@ -90,13 +95,14 @@ def line_text(status: Status, now: float) -> str:
         "tokens_per_second": None if status.tokens_per_second is None else round(status.tokens_per_second),
         "done": f"{status.fraction_done:.3f}",
         "eta_seconds": None if left is None else round(left),
+        "encoder_busy": None if status.encoder_busy is None else f"{status.encoder_busy:.2f}",
         "quarantined": status.quarantined,
     }
     return "progress " + " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
 
 
 def live_texts(status: Status, now: float, width: int) -> list[str]:
-    """Return what stands right of the bar, as much of it as fits; speed, rows and quarantine give way first.
+    """Return what stands right of the bar, as much of it as fits; what encoders do, speed and rows give way first.
 
     Args:
         width: columns that phase, bar and texts may take together.
@@ -110,9 +116,11 @@ def live_texts(status: Status, now: float, width: int) -> list[str]:
         texts["speed"] = f"{short_count(status.tokens_per_second)} tokens/s"
     if left is not None and status.fraction_done < 1:
         texts["left"] = f"{left} s left" if left < 60 else f"{duration(left)} left"
+    if status.encoder_busy is not None:
+        texts["busy"] = f"encoders {percent(status.encoder_busy)} busy"
     if status.quarantined:
         texts["quarantined"] = f"{thousands(status.quarantined)} quarantined"
-    for name in ("speed", "rows", "quarantined", "left"):
+    for name in ("busy", "speed", "rows", "quarantined", "left"):
         if len(status.phase) + SHORTEST_BAR + sum(len(text) + 2 for text in texts.values()) + 2 > width:
             texts.pop(name, None)
     return list(texts.values())
@@ -122,6 +130,8 @@ def chosen_mode(mode: Mode, stream: TextIO) -> Literal["live", "lines", "quiet"]
     """Return how to show: as asked, or live if a person watches the stream."""
     if mode != "auto":
         return mode
+    if are_json():
+        return "lines"
     return "live" if stream.isatty() and os.environ.get("TERM") != "dumb" else "lines"
 
 
@@ -180,6 +190,7 @@ class Progress:
         tokens_done: int,
         fraction_done: float,
         quarantined: int,
+        encoder_busy: float | None = None,
     ) -> None:
         """Take in how far the run is; cheap enough to call as often as one likes.
 
@@ -187,12 +198,13 @@ class Progress:
             rows_done: rows accounted for, quarantined ones included.
             rows_total_estimate: rows of the whole run, if something is known of it.
             tokens_done: tokens encoded by this run.
-            fraction_done: share of the work by bytes or tokens, 0 to 1; the ETA goes by it.
+            fraction_done: share of the work by tokens, 0 to 1; the ETA goes by it.
             quarantined: rows put aside so far.
+            encoder_busy: share of the time so far in which an encoder was computing.
         """
         now = self.clock()
         self.status = advanced(
-            self.status, now, rows_done, rows_total_estimate, tokens_done, fraction_done, quarantined
+            self.status, now, rows_done, rows_total_estimate, tokens_done, fraction_done, quarantined, encoder_busy
         )
         if self.line_at is None:
             self.line_at = now

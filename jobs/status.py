@@ -158,7 +158,8 @@ def _run_lines(run: "Unfinished", now: float) -> list[str]:
     written = f"{counted(run.parts, 'Part')}, {byte_size(run.bytes_written)} written"
     if not run.is_alive:
         return [
-            f"run {run.run_key[:12]} for snapshot {run.number} has ended without publishing; run the same command to go on",
+            f"run {run.run_key[:12]} for snapshot {run.number} has ended without publishing; run the same command "
+            "to go on",
             f"  done        {done}; {written}",
             *([f"  quarantine  {reasons_text(run.quarantined)}"] if run.quarantined else []),
         ]

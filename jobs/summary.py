@@ -36,7 +36,7 @@ def summary_text(report: "RunReport") -> str:
         "read with": _scan(report.folder) if report.folder else "",
         "report": report.report_uri or "",
     }
-    return "\n".join([_outcome(report), *_aligned(lines)])
+    return "\n".join([_outcome(report), *aligned(lines)])
 
 
 def print_summary(report: "RunReport", file: TextIO) -> None:
@@ -61,10 +61,10 @@ def plan_text(plan: "PlanSummary") -> str:
         first = (
             "nothing to do" if plan["is_done"] else "nothing to embed; a new snapshot of old Parts is to be published"
         )
-    return "\n".join([first, *_aligned(lines)])
+    return "\n".join([first, *aligned(lines)])
 
 
-def _aligned(lines: dict[str, str]) -> list[str]:
+def aligned(lines: dict[str, str]) -> list[str]:
     """Return `  label       text` per line that has a text."""
     return [f"  {label:<11} {text}" for label, text in lines.items() if text]
 

@@ -158,6 +158,8 @@ class BlockReceipt:
     """Rows left out because their id stands before them in the plan (`duplicate_ids: keep_first`)."""
     entries: int | None = None
     """Lines of the quarantine Part: fewer than `quarantined` where one stands for a stretch; None = as many."""
+    first_bad: str | None = None
+    """File and row of the first of its quarantined rows: `<uri>:<row>`."""
 
     @property
     def quarantine_lines(self) -> int:

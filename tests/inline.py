@@ -17,6 +17,7 @@ from pipeline.execution.metrics import RunReport
 from pipeline.execution.plan import Plan
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import EncodeBlocks, StageSettings, tokenize_documents, write_block
+from pipeline.execution.workload import Workload
 from pipeline.records import BlockReceipt, Reason, Shard
 from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.journal import Journal
@@ -76,7 +77,6 @@ def run_inline(
         watch: execution.Watcher,
     ) -> list[BlockReceipt]:
         settings, store = stage_settings(config, plan, model, planned_at, 1), Store(config.output.uri)
-        sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
 
         def receipts() -> Iterable[BlockReceipt]:
             blocks = 0
@@ -87,7 +87,7 @@ def run_inline(
                     yield receipt
                     blocks += 1
 
-        return execution._follow(iter(receipts()), sizes, journal, report, watch, 0.0)
+        return execution._follow(iter(receipts()), Workload(plan.embed), journal, report, watch, 0.0)
 
     with (
         patch.object(execution, "_encode_missing", encode_missing),

@@ -32,6 +32,8 @@ class Encoded:
     """Largest budget that is still to be used, once the device has run out of memory."""
     padded_tokens: int = 0
     batches: int = 0
+    splits: int = 0
+    """Batches that failed and were tried again in smaller ones."""
     seconds: float = 0.0
 
 
@@ -134,6 +136,7 @@ def _after_fault(
     if len(rows_B) == 1:
         result.failures[int(rows_B[0])] = error
         return pending
+    result.splits += 1
     if error == OUT_OF_MEMORY:
         longest = int(lengths_N[rows_B].max())
         budget = max(longest, min(len(rows_B) * longest, result.safe_batch_tokens or batch_tokens) // 2)

@@ -225,6 +225,18 @@ def _encoders_on(gpus: int, gpus_per_encoder: float) -> int:
     return int(gpus / gpus_per_encoder)
 
 
+def hosts() -> list[str]:
+    """Return the living nodes of the cluster, each with what it offers."""
+    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeManagerHostname"]))
+    return [f"{node['NodeManagerHostname']} ({_offer(node['Resources'])})" for node in nodes]
+
+
+def _offer(resources: Resources) -> str:
+    gpus = [f"{resources['GPU']:g} GPUs"] if resources.get("GPU") else []
+    memory = f"{resources.get('memory', 0) / 1e9:.0f} GB"
+    return ", ".join([f"{resources.get('CPU', 0):g} CPUs", *gpus, memory])
+
+
 def stop_ray() -> None:
     """Leave the cluster, or end the local one."""
     ray.shutdown()

@@ -79,6 +79,7 @@ class EncodeBlocks:
             self._try_engines(tokens, encoded)
         metrics = _token_metrics(tokens.lengths_N[~borrowed_M])
         metrics |= counts_of(block.documents, texts, tokens.lengths_N, borrowed_M)
+        metrics["retries"] = block.metrics.get("retries", 0.0) + min(verdict.deaths, 1)
         if verdict.is_deadly:
             metrics["isolated"] = 1.0
         return self._with_vectors(shard, replace(block, metrics=block.metrics | metrics), texts, encoded)
@@ -158,6 +159,8 @@ class EncodeBlocks:
         metrics = block.metrics | {
             "padded_tokens": float(encoded.padded_tokens),
             "encode_seconds": encoded.seconds,
+            "batches": float(encoded.batches),
+            "batch_splits": float(encoded.splits),
             "emulated_compute": float(self.encoder.emulates),
             "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
         }

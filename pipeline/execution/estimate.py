@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import BinaryIO, TypedDict
+from typing import Any, BinaryIO, TypedDict
+
+import orjson
 
 from pipeline.errors import SourceError
 from pipeline.execution.plan import Plan, read_columns_of
 from pipeline.records import Shard, SourceFile, Span
-from pipeline.storage.filesystem import open_source
+from pipeline.storage.filesystem import Store, open_source
 from pipeline.storage.readers import BadFile, ReadColumns, parquet_row_groups, read_shard
 
 FOOTERS, SAMPLES = 1000, 16
@@ -62,6 +64,23 @@ def estimate(plan: Plan) -> PlanSummary:
         is_done=plan.is_done,
         snapshot=plan.parent.number if plan.parent else None,
     )
+
+
+def keep_forecast(store: Store, run_key: str, forecast: dict[str, Any]) -> str:
+    """Write what was forecast where the run that it is for will look for it; return its address."""
+    key = _key_of(run_key)
+    store.put(key, orjson.dumps(forecast, option=orjson.OPT_INDENT_2))
+    return store.uri_of(key)
+
+
+def kept_forecast(store: Store, run_key: str) -> dict[str, Any] | None:
+    """Return the newest forecast for a run, as it was kept; None if there is none."""
+    content = store.read(_key_of(run_key))
+    return dict(orjson.loads(content)) if content else None
+
+
+def _key_of(run_key: str) -> str:
+    return f"_meta/estimates/{run_key}.json"
 
 
 def _rows(plan: Plan) -> tuple[int, bool]:

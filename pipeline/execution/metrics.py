@@ -48,6 +48,8 @@ class RunReport:
     """Where the rows lie: a URI any Parquet tool can read."""
     recipe: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    source: list[str] = field(default_factory=list)
+    """`source.uri` of the config."""
     source_files: int = 0
     source_bytes: int = 0
     shards: int = 0
@@ -71,6 +73,8 @@ class RunReport:
     deduplicated: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by Reason."""
+    positions: dict[str, list[str]] = field(default_factory=dict)
+    """Of some quarantined rows by Reason: file and row, or byte; never a text."""
     unreadable_bytes: int = 0
     """Bytes of the source in stretches that could not be read, however many rows they hold."""
     parts: int = 0
@@ -90,7 +94,15 @@ class RunReport:
     """Time spent in each stage, summed over all workers."""
     timeline: list[tuple[float, int, int]] = field(default_factory=list)
     """(seconds since the first Block was asked for, rows done, tokens done), ascending."""
+    batches: int = 0
+    """Forward passes that gave vectors."""
+    batch_splits: int = 0
+    """Forward passes that failed and were tried again in smaller ones."""
+    retries: int = 0
+    """Blocks that were begun again because a worker had died over them."""
     encoders: int = 0
+    hosts: list[str] = field(default_factory=list)
+    """The nodes of the cluster, each with what it offers."""
     device: str = ""
     engine: str = ""
     """What the encoders began with: torch | openvino; empty without a model."""
@@ -103,6 +115,8 @@ class RunReport:
     """What a person should change, one sentence each."""
     error: str | None = None
     """One sentence, when the outcome is `failed`."""
+    estimate: dict[str, Any] | None = None
+    """What `plan --estimate` has said of this run, if it was asked."""
     report_uri: str | None = None
     """The HTML page about this run."""
 
@@ -116,6 +130,23 @@ class RunReport:
         """Tokens encoded per second of the `run` phase, start-up left out."""
         run = self.seconds.get("run", 0.0)
         return self.tokens / run if run else 0.0
+
+    @property
+    def encoder_busy(self) -> float | None:
+        """Share of the run in which an encoder was computing, 0 to 1; None if not measured."""
+        available = self.encoders * self.seconds.get("run", 0.0)
+        return min(1.0, self.stage_seconds.get("encode", 0.0) / available) if available else None
+
+    @property
+    def encoder_hours(self) -> float:
+        """Hours for which encoders were held, summed over them."""
+        return self.encoders * (self.seconds.get("start", 0.0) + self.seconds.get("run", 0.0)) / 3600
+
+    @property
+    def cost(self) -> float | None:
+        """What the encoders cost at the price of the estimate; None without one."""
+        price = (self.estimate or {}).get("price_per_hour")
+        return None if price is None else float(price) * self.encoder_hours
 
     @property
     def padding_fraction(self) -> float:
@@ -138,6 +169,9 @@ class RunReport:
         self.tokens += int(metrics.get("tokens", 0))
         self.padded_tokens += int(metrics.get("padded_tokens", 0))
         self.truncated += int(metrics.get("truncated", 0))
+        self.batches += int(metrics.get("batches", 0))
+        self.batch_splits += int(metrics.get("batch_splits", 0))
+        self.retries += int(metrics.get("retries", 0))
         self.bytes_written += sum(part.size_bytes for part in receipt.parts)
         for stage in STAGES:
             self.stage_seconds[stage] += metrics.get(f"{stage}_seconds", 0.0)
@@ -179,4 +213,7 @@ class RunReport:
             "accounted": self.accounted,
             "tokens_per_second": round(self.tokens_per_second, 1),
             "padding_fraction": round(self.padding_fraction, 5),
+            "encoder_busy": self.encoder_busy,
+            "encoder_hours": self.encoder_hours,
+            "cost": self.cost,
         }

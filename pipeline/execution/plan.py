@@ -163,6 +163,12 @@ def _without_repeats(
     return tuple(shard for shard, _ in pairs), {shard.shard_id: r for shard, r in pairs if len(r)}
 
 
+def looks_for_repeats(config: JobConfig, plan: Plan) -> bool:
+    """Whether repeated texts are looked for; what the chunks of a text are is known only when it is tokenised."""
+    asked = config.runtime.look_for_repeats
+    return config.recipe.long_text != "chunk" and (plan.model.kind != "hashing" if asked == "auto" else asked)
+
+
 def read_columns_of(layout: dict[str, Any]) -> ReadColumns:
     """Return what the readers of a source are asked for, by the layout of a Plan or a Snapshot."""
     id_column, text_column, *kept = layout["columns"]

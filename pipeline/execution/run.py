@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import orjson
@@ -24,17 +25,19 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.change_feed import write_feeds
+from pipeline.execution.estimate import kept_forecast
 from pipeline.execution.guards import check_sources
 from pipeline.execution.lending import RemoteLedger
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
-from pipeline.execution.plan import Plan, make_plan
+from pipeline.execution.plan import Plan, looks_for_repeats, make_plan
 from pipeline.execution.publish import publish
 from pipeline.execution.repeats import look_through, repeated_texts
 from pipeline.execution.report import render_html, report_json
 from pipeline.execution.reuse import with_index
 from pipeline.execution.rounds import planned_redo
 from pipeline.execution.settings import output_dimension, recipe_facts, stage_settings
+from pipeline.execution.workload import Workload
 from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
@@ -63,8 +66,12 @@ class Progress:
     rows_done: int = 0
     tokens_done: int = 0
     fraction_done: float = 0.0
-    """By bytes of the source, 0 to 1."""
+    """By tokens, 0 to 1; by bytes of the source while no token is known of."""
     quarantined: int = 0
+    rows_total: int | None = None
+    """As far as an estimate or the Shards done so far tell."""
+    encoder_busy: float | None = None
+    """Share of the time so far in which an encoder was computing."""
 
 
 Watcher = Callable[[Progress], None]
@@ -201,7 +208,7 @@ def _encode_missing(
 ) -> list[BlockReceipt]:
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
-    from pipeline.execution.cluster import configure_data, divide, start_ray, stop_ray
+    from pipeline.execution.cluster import configure_data, divide, hosts, start_ray, stop_ray
     from pipeline.execution.streaming import Todo, stream_healthy, watched
 
     watch(Progress("starting Ray"))
@@ -211,6 +218,7 @@ def _encode_missing(
     try:
         configure_data()
         shares = divide(config.runtime)
+        report.hosts = hosts()
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         if plan.model.kind != "hashing":
             report.engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
@@ -222,7 +230,7 @@ def _encode_missing(
             Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
             for shard in plan.embed
         ]
-        if _looks_for_repeats(config, plan):
+        if looks_for_repeats(config, plan):
             watch(Progress("looking for repeated texts"))
             looking = time.perf_counter()
             patience_seconds = config.runtime.stall_minutes * 60
@@ -232,10 +240,10 @@ def _encode_missing(
                 settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
             report.seconds["look through"] = time.perf_counter() - looking
             starting += report.seconds["look through"]
-        sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
+        workload = Workload(plan.embed, report.estimate)
         stream = stream_healthy(todo, settings, config.runtime, shares)
         blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
-        receipts = _follow(blocks, sizes, journal, report, watch, starting)
+        receipts = _follow(blocks, workload, journal, report, watch, starting)
         report.engine_choices = attempts.engine_choices()
         for node, error in attempts.excluded().items():
             report.warnings.append(f"node {node} was left out, its encoders failed on good texts ({error})")
@@ -243,12 +251,6 @@ def _encode_missing(
     finally:
         if not isinstance(sys.exception(), Stopped):
             stop_ray()
-
-
-def _looks_for_repeats(config: JobConfig, plan: Plan) -> bool:
-    """Whether repeated texts are looked for; what the chunks of a text are is known only when it is tokenised."""
-    asked = config.runtime.look_for_repeats
-    return config.recipe.long_text != "chunk" and (plan.model.kind != "hashing" if asked == "auto" else asked)
 
 
 @contextmanager
@@ -279,7 +281,7 @@ def _is_in_main_thread() -> bool:
 
 def _follow(
     blocks: Iterator[BlockReceipt | None],
-    sizes: dict[str, int],
+    workload: Workload,
     journal: Journal,
     report: RunReport,
     watch: Watcher,
@@ -288,13 +290,11 @@ def _follow(
     """Take in receipts as they come: count, show, and journal them every few seconds.
 
     Args:
-        sizes: bytes of every Shard that is worked on.
+        workload: of the Shards that are worked on.
         starting: when Ray was started, on the performance counter.
     """
     receipts: list[BlockReceipt] = []
-    done_bytes: dict[str, float] = dict.fromkeys(sizes, 0.0)
-    all_done_bytes = 0.0
-    total_bytes, journalled, last_entry = sum(sizes.values()) or 1, 0, time.perf_counter()
+    journalled, last_entry = 0, time.perf_counter()
     try:
         for receipt in blocks:
             now = time.perf_counter()
@@ -303,13 +303,12 @@ def _follow(
                     report.seconds["start"] = max(0.0, now - starting - _first_seconds(receipt))
                     report.timeline.append((report.seconds["start"], 0, 0))
                 receipts.append(receipt)
+                if receipt.reasons.keys() - report.reasons.keys():  # the first of its reason; more would be a flood
+                    logger.warning("event=quarantined %s", _told_of(receipt))
                 report.add(receipt)
                 report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
-                before = done_bytes[receipt.shard_id]
-                done_bytes[receipt.shard_id] = _bytes_done(receipt, before, sizes[receipt.shard_id])
-                all_done_bytes += done_bytes[receipt.shard_id] - before
-                fraction = all_done_bytes / total_bytes
-                watch(Progress("encoding", report.rows_read, report.tokens, fraction, report.quarantined))
+                workload.add(receipt)
+                watch(_progress(report, workload, now - starting))
             if receipts[journalled:] and now - last_entry >= JOURNAL_SECONDS:
                 journal.append(receipts[journalled:])
                 journalled, last_entry = len(receipts), now
@@ -320,11 +319,25 @@ def _follow(
     return receipts
 
 
-def _bytes_done(receipt: BlockReceipt, before: float, shard_bytes: int) -> float:
-    """Return how many bytes of a Shard are behind us: what its reader says, and all of them after the last Block."""
-    if receipt.is_last:
-        return float(shard_bytes)
-    return max(before, min(before + receipt.metrics.get("source_bytes", 0.0), 0.99 * shard_bytes))
+def _progress(report: RunReport, workload: Workload, seconds: float) -> Progress:
+    """Return how far a run is, so many seconds after Ray was started."""
+    available = report.encoders * (seconds - report.seconds["start"])
+    return Progress(
+        "encoding",
+        report.rows_read,
+        report.tokens,
+        workload.fraction,
+        report.quarantined,
+        workload.rows_total,
+        min(1.0, report.stage_seconds["encode"] / available) if available > 0 else None,
+    )
+
+
+def _told_of(receipt: BlockReceipt) -> str:
+    """Return which rows of a Block went to quarantine, as `key=value`."""
+    reasons = ",".join(f"{reason}:{rows}" for reason, rows in receipt.reasons.items())
+    where = f" first={receipt.first_bad}" if receipt.first_bad else ""
+    return f"shard={receipt.shard_id} block={receipt.block} reasons={reasons}{where}"
 
 
 def _first_seconds(receipt: BlockReceipt) -> float:
@@ -341,6 +354,7 @@ def _open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
         folder=store.uri_of(f"snapshots/{plan.folder}"),
         recipe=recipe_facts(config, plan),
         fingerprint=plan.recipe_fingerprint,
+        source=list(config.source.uri),
         source_files=len(plan.files),
         source_bytes=plan.source_bytes,
         shards=len(plan.wanted),
@@ -349,7 +363,14 @@ def _open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
         rows_retried=sum(plan.redo.values()),
         versions={"pipeline": pipeline.__version__} | {name: version(name) for name in names},
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        estimate=_estimate_of(store, plan),
     )
+
+
+def _estimate_of(store: Store, plan: Plan) -> dict[str, Any] | None:
+    """Return what was estimated of exactly this work; None where a run has done some of it since."""
+    kept = kept_forecast(store, plan.run_key) if plan.embed else None
+    return kept if kept and kept["shards"] == len(plan.embed) else None
 
 
 def _report_standing(report: RunReport, plan: Plan) -> None:

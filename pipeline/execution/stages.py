@@ -238,7 +238,13 @@ def write_block(store: Store, shard: Shard, block: Block, settings: StageSetting
         dict(reasons),
         int(block.metrics.get("deduplicated", 0)),
         block.quarantine.num_rows,
+        _first_bad(block.quarantine),
     )
+
+
+def _first_bad(quarantine: pa.Table) -> str | None:
+    """Return file and row of the first entry."""
+    return f"{quarantine['source_uri'][0].as_py()}:{quarantine['row'][0].as_py()}" if quarantine.num_rows else None
 
 
 def _documents(rows: pa.Table) -> tuple[int, int]:

@@ -84,7 +84,9 @@ def read_standing(store: Store) -> Standing:
     """
     numbers = snapshot_numbers(store)
     with ThreadPoolExecutor(READERS) as pool:
-        snapshots = [snapshot for snapshot in pool.map(lambda number: load_snapshot(store, number), numbers) if snapshot]
+        snapshots = [
+            snapshot for snapshot in pool.map(lambda number: load_snapshot(store, number), numbers) if snapshot
+        ]
         published = tuple(pool.map(lambda snapshot: _published(store, snapshot), snapshots))
     parent = snapshots[-1] if snapshots else None
     barred = {snapshot.record.run_key for snapshot in snapshots} | condemned_runs(store)

@@ -88,6 +88,31 @@ class Lab:
                 rate = trials[-1].tokens_per_second or rate
         return trials
 
+    def blocks(self, setting: Setting, batch_tokens: int, rows: int, seconds: float) -> Trial:
+        """Encode one Block after the other, as a run does, for about so long; loading the model is left out.
+
+        Args:
+            rows: of a Block.
+
+        Raises:
+            EncoderError: the model cannot be loaded, or not with this engine.
+        """
+        build = partial(_serving, partial(self._open, threads=setting.threads, engine=setting.engine), self.tokens)
+        tokens, padded, spent, first = 0, 0, 0.0, 0
+        with closing(_Team(build, setting.encoders)) as team:
+            try:
+                self.device = team([(0, self._rows(FEW_TOKENS), batch_tokens)] * setting.encoders)[0].device
+                while not tokens or (spent < seconds and first < len(self.tokens)):
+                    asked = [(first + number * rows, rows, batch_tokens) for number in range(setting.encoders)]
+                    answers = team(asked)
+                    tokens += sum(answer.tokens for answer in answers)
+                    padded += sum(answer.padded_tokens for answer in answers)
+                    spent += max(answer.seconds for answer in answers)
+                    first += rows * setting.encoders
+            except ProcessDied:
+                return Trial(setting, batch_tokens, note=DIED)
+        return Trial(setting, batch_tokens, tokens / spent, padded / tokens - 1)
+
     def _trial(self, setting: Setting, budget: int, team: "_Team", rate: float) -> Trial:
         batch_seconds = budget * setting.encoders / rate
         if self._has_figures and batch_seconds > LONGEST_BATCH_SECONDS:

@@ -85,14 +85,14 @@ def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BU
     engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
     trials = lab.batches(Setting(engine, 1, cores), _batch_candidates(config))
     best = _chosen(trials, config.runtime.batch_tokens)
-    if config.runtime.engine == "auto" and _has_openvino(lab.device, plan.model.kind):
+    if config.runtime.engine == "auto" and has_openvino(lab.device, plan.model.kind):
         trials += _with_openvino(lab, cores, best.batch_tokens)
         best = _faster(trials, best)
     for encoders in _encoder_counts(lab.device, cores):
         threads = cores // encoders if lab.device == "cpu" else 0
         trials += lab.batches(Setting(best.setting.engine, encoders, threads), [best.batch_tokens])
     winner = _faster(trials, best)
-    layouts = [_layout(rows, texts, winner) for rows in ROWS_PER_PART]
+    layouts = [layout_of(rows, texts, winner) for rows in ROWS_PER_PART]
     notes = [
         f"threads per encoder follow from runtime.encoders: {winner.setting.threads} each with "
         f"{winner.setting.encoders} here"
@@ -124,7 +124,8 @@ def _batch_candidates(config: JobConfig) -> list[int]:
     return sorted({budget for budget in BATCH_TOKENS if budget >= least} | {config.runtime.batch_tokens})
 
 
-def _has_openvino(device: str, kind: str) -> bool:
+def has_openvino(device: str, kind: str) -> bool:
+    """Whether OpenVINO can compute a model of this kind here."""
     return device == "cpu" and kind != "hashing" and find_spec("openvino") is not None
 
 
@@ -157,7 +158,8 @@ def _faster(trials: Sequence[Trial], simplest: Trial) -> Trial:
     return best if best.tokens_per_second > WORTH_CHANGING * simplest.tokens_per_second else simplest
 
 
-def _layout(rows: int, texts: Texts, winner: Trial) -> Layout:
+def layout_of(rows: int, texts: Texts, winner: Trial) -> Layout:
+    """Return what follows from Blocks of so many rows, at the rate of a trial."""
     lengths_N = _as_many(texts.tokens.lengths_N, rows)
     batches = pack_by_tokens(lengths_N, winner.batch_tokens)
     padded = sum(len(batch) * int(lengths_N[batch[0]]) for batch in batches)
@@ -168,6 +170,11 @@ def _layout(rows: int, texts: Texts, winner: Trial) -> Layout:
 def _as_many(lengths_N: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
     """Return so many lengths drawn from those of the texts at hand."""
     return np.random.default_rng(7).choice(lengths_N, rows)
+
+
+def recommended_rows(texts: Texts, winner: Trial) -> int:
+    """Return the `output.rows_per_part` for a new output."""
+    return _rows_per_part([layout_of(rows, texts, winner) for rows in ROWS_PER_PART], texts.source_rows, winner)
 
 
 def _rows_per_part(layouts: Sequence[Layout], source_rows: int, winner: Trial) -> int:

@@ -25,8 +25,8 @@ TABLE = re.compile(r"_meta/snapshots/(\d{8})-\w+\.(?:parts|shards)\.parquet")
 """Of a Snapshot that was not published, if its number is taken; else a run may yet adopt it."""
 INDEX_FILE = re.compile(r"_meta/snapshots/(\d{8})\.index/")
 CHANGES_FILE = re.compile(r"(?:_meta/)?changes/(\d{8})[-.]")
-TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe)/")
-"""Of a writer that died."""
+TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe|estimates)/")
+"""Of a writer that died; of a plan, which stands in the report of its run."""
 
 
 @dataclass(frozen=True, slots=True)

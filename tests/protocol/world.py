@@ -24,6 +24,7 @@ from pipeline.execution import run as execution
 from pipeline.execution.plan import Plan
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import StageSettings
+from pipeline.execution.workload import Workload
 from pipeline.fingerprint import fingerprint
 from pipeline.records import BlockReceipt, Reason, Shard
 from pipeline.storage import claim, expiry, journal
@@ -267,8 +268,7 @@ class World:
         self.begun[plan.run_key] = bool(plan.redo)
         store = SteppedStore(config.output.uri)
         receipts = (receipt for work in works for receipt in work.blocks(store))
-        sizes = {shard.shard_id: shard.size_bytes for shard in plan.embed}
-        return execution._follow(receipts, sizes, journal, report, watch, 0.0)
+        return execution._follow(receipts, Workload(plan.embed), journal, report, watch, 0.0)
 
     # What must hold
 
