@@ -144,6 +144,13 @@ def test_a_local_run_has_no_dashboard(watched: Watched) -> None:
     assert [one for one in watched.listeners if "dashboard" in one.program or one.port == 8265] == []
 
 
+def test_a_local_run_starts_no_service_that_it_does_not_use(watched: Watched) -> None:
+    lines = "\n".join(watched.command_lines)
+    assert "gcs_server" in lines
+    services = ("autoscaler/_private/monitor.py", "dashboard/dashboard.py", "_private/log_monitor.py")
+    assert [name for name in services if name in lines] == []
+
+
 def test_who_has_no_token_learns_nothing_from_a_local_run(watched: Watched) -> None:
     assert watched.asked_with_token is not None
     assert watched.asked_with_token.returncode == 0, watched.asked_with_token.stderr[-2000:]

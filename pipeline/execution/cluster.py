@@ -3,39 +3,28 @@
 import logging
 import math
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.ray_constants
+import ray._private.worker
 import ray.data
 import ray.exceptions
 
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError, PipelineError
 from pipeline.execution.attempts import MAX_STRIKES
+from pipeline.execution.local_ray import OBJECT_STORE_BYTES, of_this_machine
 from pipeline.units import counted
 
 Resources = Mapping[str, float]
 """What a node offers, by Ray's names."""
 
 logger = logging.getLogger(__name__)
-
-LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
-"""Enough for some Blocks at 1792 dimensions; Ray's default of 30 % of the memory would let readers run far ahead."""
-
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MIMALLOC_PURGE_DELAY": "60000",
-}
-"""Workers keep the memory of one Block for the next instead of having every page zeroed again: a tenth of the wall time
-of the data plane at 512 dimensions (2026-11, two interleaved pairs)."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -73,21 +62,17 @@ def start_ray(runtime: Runtime) -> list[str]:
     """
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": address}
-    if address == "local":
-        for name, value in KEEP_MEMORY.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where stages share cores
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would let every other program of this machine go first
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warning on constructor arguments, ray#53727
-        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
-        _keep_to_this_machine()
-    else:
-        check_answers(address)
-    try:
-        with _without_native_stderr():
+    with ExitStack() as within:
+        if address == "local":
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            within.enter_context(of_this_machine())
+        else:
+            check_answers(address)
+        within.enter_context(_without_native_stderr())
+        try:
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
-        raise PipelineError(f"cannot start or reach Ray at {address}: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+            raise PipelineError(f"cannot start or reach Ray at {address}: {error}") from error
     # Ray tells of dead workers on stdout, even with log_to_driver off, and has no other switch for it (2.60).
     ray._private.worker._worker_logs_enabled = False
     return [] if is_guarded(address, os.environ) else [OPEN_CLUSTER.format(address=address)]
@@ -130,20 +115,6 @@ def is_guarded(address: str, environment: Mapping[str, str]) -> bool:
     """
     host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
     return address == "local" or host in LOOPBACK or environment.get("RAY_AUTH_MODE", "").lower() == "token"
-
-
-def _keep_to_this_machine() -> None:
-    """Let the Ray that is started next listen on loopback only, and answer only who holds a token of this process.
-
-    The token goes to Ray's processes through their environment, which nobody but their user can read; Ray's own
-    would lie in ~/.ray/auth_token, readable by all. `ray.init(_node_ip_address="127.0.0.1")` has no effect in
-    2.60: it puts the address of the network in its place. This constant, meant for laptops, is what decides;
-    Ray has read it from the environment when it was imported.
-    """
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ.pop("RAY_AUTH_MODE", None)  # unset, a local Ray turns tokens on, also in its part that is loaded already
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager
