@@ -133,9 +133,10 @@ class Runtime(Section):
     """Encoder actors; auto = one per GPU, else one per node."""
     gpus_per_encoder: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs an encoder holds, fractions allowed; auto = 1 where the cluster has GPUs, else 0."""
-    engine: Literal["auto", "torch", "openvino"] = "auto"
-    """What computes the forward pass: torch, or OpenVINO (CPU, float32 and bfloat16; the extra `[openvino]`). auto =
-    torch; an encoder on a CPU that has encoded for a minute then tries both and goes on with the faster one."""
+    engine: Literal["auto", "torch", "torch-compile", "openvino"] = "auto"
+    """What computes the forward pass: torch, its compiler for the layers of the model, or OpenVINO (CPU, float32 and
+    bfloat16; the extra `[openvino]`). auto = torch; an encoder that has encoded for a minute then tries another one, on
+    a GPU torch-compile, on a CPU OpenVINO, and goes on with the faster."""
     look_for_repeats: bool | Literal["auto"] = "auto"
     """Read the source once before encoding, so that a text that stands in several Blocks is encoded once; auto = for
     every model but hashing://, whose vectors cost less than the look."""

@@ -7,6 +7,46 @@ PASS_TOKENS = 64
 """What one more forward pass costs, in padded tokens: its fixed price on two CPU cores is that of about so many."""
 
 
+FILL_TOKENS = 256
+"""Rows that lie end to end are filled up to a multiple of so many tokens: then the shapes of passes repeat."""
+
+
+def pack_flat(lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Group rows into batches whose tokens, end to end and filled up, stay within a budget.
+
+    Args:
+        lengths_N: tokens per row, at least 1.
+        batch_tokens: budget per batch: the sum of its rows, the filling included unless one row alone needs it all.
+
+    Returns:
+        Row indices per batch, each (B,), longest rows first; together they hold every row once.
+
+    Raises:
+        ValueError: one row alone exceeds the budget; the message names the row.
+    """
+    order_N = np.argsort(-lengths_N, kind="stable")
+    _check_longest(lengths_N, order_N, batch_tokens)
+    room = max(batch_tokens - batch_tokens % FILL_TOKENS, int(lengths_N.max(initial=0)))
+    ends_N = np.cumsum(lengths_N[order_N])
+    batches, start = [], 0
+    while start < len(order_N):
+        before = int(ends_N[start - 1]) if start else 0
+        end = int(np.searchsorted(ends_N, before + room, side="right"))
+        batches.append(order_N[start:end])
+        start = end
+    return batches
+
+
+def filled(tokens: int) -> int:
+    """Return how many tokens a pass computes of so many that lie end to end."""
+    return -(-tokens // FILL_TOKENS) * FILL_TOKENS
+
+
+def computed_tokens(lengths_B: NDArray[np.int64], is_flat: bool) -> int:
+    """Return how many tokens a pass over these rows computes: padded to the longest, or laid end to end."""
+    return filled(int(lengths_B.sum())) if is_flat else len(lengths_B) * int(lengths_B.max())
+
+
 def pack_by_tokens(
     lengths_N: NDArray[np.int64], batch_tokens: int, pass_tokens: int = PASS_TOKENS
 ) -> list[NDArray[np.int64]]:
@@ -31,15 +71,19 @@ def pack_by_tokens(
     order_N = np.argsort(-lengths_N, kind="stable")
     if not len(order_N):
         return []
-    if lengths_N[order_N[0]] > batch_tokens:
-        row = int(order_N[0])
-        raise ValueError(f"row {row} has {lengths_N[row]} tokens, more than the {batch_tokens} of a batch")
+    _check_longest(lengths_N, order_N, batch_tokens)
     longest_U, rows_U = (values[::-1] for values in np.unique(lengths_N, return_counts=True))
     batches = []
     for first, end, longest in _cut_points(longest_U, rows_U, batch_tokens, pass_tokens):
         rows = batch_tokens // longest
         batches += [order_N[start : min(start + rows, end)] for start in range(first, end, rows)]
     return batches
+
+
+def _check_longest(lengths_N: NDArray[np.int64], order_N: NDArray[np.int64], batch_tokens: int) -> None:
+    if len(order_N) and lengths_N[order_N[0]] > batch_tokens:
+        row = int(order_N[0])
+        raise ValueError(f"row {row} has {lengths_N[row]} tokens, more than the {batch_tokens} of a batch")
 
 
 def _cut_points(

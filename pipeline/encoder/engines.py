@@ -17,7 +17,8 @@ TRIAL_SECONDS = 2.0
 """Of forward passes, over all engines; loading them comes on top."""
 
 TRIAL_TOKENS = 1024
-"""Padded tokens of a pass in a trial: enough for every engine to be at its pace, few enough for many lengths."""
+"""Padded tokens of a pass in a trial on a CPU: enough for every engine to be at its pace, few enough for many lengths.
+A GPU is at its pace with the batches of the run only."""
 
 WORTHWHILE = 1.03
 """An engine that is not faster by this factor than the one at work does not take its place."""
@@ -40,6 +41,7 @@ def fastest(
     others: Mapping[str, Callable[[], Encoder]],
     tokens: TokenBatch,
     seconds: float = TRIAL_SECONDS,
+    trial_tokens: int = TRIAL_TOKENS,
 ) -> tuple[Encoder, EngineChoice]:
     """Measure engines in turns on the same batches; return the encoder to go on with, and close all others.
 
@@ -49,6 +51,7 @@ def fastest(
         others: what opens an encoder of the same model and number type on another engine.
         tokens: texts that the encoder has encoded; which of them are taken is drawn at random.
         seconds: how long passes are measured; every engine makes at least two.
+        trial_tokens: padded tokens of a pass.
     """
     encoders: dict[str, Encoder] = {at_work: encoder}
     passed_over: dict[str, str] = {}
@@ -59,7 +62,7 @@ def fastest(
             passed_over[name] = str(error)
         except Exception as error:  # noqa: BLE001  an engine that fails is one that is not taken
             passed_over[name] = f"it cannot be loaded: {type(error).__name__}"
-    rates = _rates(encoders, tokens, seconds, passed_over) if len(encoders) > 1 else {}
+    rates = _rates(encoders, tokens, seconds, trial_tokens, passed_over) if len(encoders) > 1 else {}
     best = max(rates, key=lambda name: rates[name], default=at_work)
     if rates.get(best, 0.0) < WORTHWHILE * rates.get(at_work, 0.0):
         best = at_work
@@ -69,11 +72,15 @@ def fastest(
 
 
 def _rates(
-    encoders: Mapping[str, Encoder], tokens: TokenBatch, seconds: float, passed_over: dict[str, str]
+    encoders: Mapping[str, Encoder],
+    tokens: TokenBatch,
+    seconds: float,
+    trial_tokens: int,
+    passed_over: dict[str, str],
 ) -> dict[str, float]:
     """Return tokens per second by engine; one that fails is left out, and why is added to `passed_over`."""
     lengths_N = tokens.lengths_N
-    batches = pack_by_tokens(lengths_N, max(TRIAL_TOKENS, int(lengths_N.max())))
+    batches = pack_by_tokens(lengths_N, max(trial_tokens, int(lengths_N.max())))
     order = np.random.default_rng(0).permutation(len(batches))
     spent, done_tokens, end = dict.fromkeys(encoders, 0.0), 0, time.perf_counter() + seconds
     for number in itertools.cycle(order):

@@ -2,13 +2,17 @@
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.batching import pack_by_tokens
-from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.batching import computed_tokens, pack_by_tokens, pack_flat
+from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.errors import SickDevice
 from pipeline.records import TokenBatch
 
@@ -16,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "OutOfMemoryError"
 """Name of torch's error; a smaller batch may pass where this one did not."""
+
+UNDER_WAY = 2
+"""Batches that an overlapping encoder has begun: one is computed while the vectors of the one before are put away."""
 
 
 @dataclass(slots=True)
@@ -31,6 +38,7 @@ class Encoded:
     safe_batch_tokens: int | None = None
     """Largest budget that is still to be used, once the device has run out of memory."""
     padded_tokens: int = 0
+    """Tokens that the passes have computed, those that stand for nothing included."""
     batches: int = 0
     splits: int = 0
     """Batches that failed and were tried again in smaller ones."""
@@ -48,7 +56,7 @@ def encode_packed(
 
     Args:
         tokens: N rows, each at most `encoder.max_tokens` long.
-        batch_tokens: padded tokens per forward pass.
+        batch_tokens: tokens computed per forward pass.
         witness: one text that this process has encoded before; None = the first and last token of the first text,
             which with most tokenizers are the special tokens of an empty one.
 
@@ -58,23 +66,32 @@ def encode_packed(
     started = time.perf_counter()
     result = Encoded(np.empty((len(tokens), encoder.dimension), np.float32), np.zeros(len(tokens), np.bool_))
     lengths_N = tokens.lengths_N
-    pending = pack_by_tokens(lengths_N, max(batch_tokens, int(lengths_N.max(initial=1))))[::-1]
-    while pending:
-        rows_B = pending.pop()
+    begin, most, is_flat = _ways_of(encoder)
+    pending = _packed(lengths_N, max(batch_tokens, int(lengths_N.max(initial=1))), is_flat)[::-1]
+    under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
+    while pending or under_way:
+        while pending and len(under_way) < most:
+            rows_B = pending.pop()
+            try:
+                under_way.append((rows_B, begin(take(tokens, rows_B))))
+            except Exception as error:  # noqa: BLE001  it is told below, when the batches before it are done
+                under_way.append((rows_B, partial(_raise, error)))
+                most = 1  # from now on one after the other
+        rows_B, vectors_of = under_way.popleft()
         try:
-            vectors_BD = encoder.encode(take(tokens, rows_B))
+            vectors_BD = vectors_of()
         except Exception as error:  # noqa: BLE001  whatever a model raises must cost one row at most
             name = type(error).__name__
             if len(rows_B) == 1 and not result.failures:
                 check_health(encoder, _witness(tokens, result, witness), name)
-            pending = _after_fault(name, rows_B, pending, lengths_N, batch_tokens, result)
+            pending = _after_fault(name, rows_B, pending, lengths_N, batch_tokens, result, is_flat)
             continue
         finite_B = np.isfinite(vectors_BD).all(axis=1)
         if not finite_B.all() and len(rows_B) > 1:
             pending += [np.array([row]) for row in rows_B[~finite_B]]
         result.vectors_ND[rows_B] = vectors_BD
         result.done_N[rows_B] = finite_B
-        result.padded_tokens += len(rows_B) * int(lengths_N[rows_B].max())
+        result.padded_tokens += computed_tokens(lengths_N[rows_B], is_flat)
         result.batches += 1
     result.vectors_ND[~result.done_N] = np.nan
     if not result.done_N.all():
@@ -82,6 +99,21 @@ def encode_packed(
         check_health(encoder, _witness(tokens, result, witness), how)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _ways_of(encoder: Encoder) -> tuple[Callable[[TokenBatch], Callable[[], NDArray[np.float32]]], int, bool]:
+    """Return how an encoder begins with a batch, how many it begins at most, and whether rows lie end to end in one."""
+    if isinstance(encoder, Overlapping):
+        return encoder.begin, UNDER_WAY, encoder.is_flat
+    return partial(partial, encoder.encode), 1, False
+
+
+def _packed(lengths_N: NDArray[np.int64], batch_tokens: int, is_flat: bool) -> list[NDArray[np.int64]]:
+    return pack_flat(lengths_N, batch_tokens) if is_flat else pack_by_tokens(lengths_N, batch_tokens)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def encode_or_zero(
@@ -131,6 +163,7 @@ def _after_fault(
     lengths_N: NDArray[np.int64],
     batch_tokens: int,
     result: Encoded,
+    is_flat: bool,
 ) -> list[NDArray[np.int64]]:
     """Return what is to be tried now that a batch has failed; the last one comes first."""
     if len(rows_B) == 1:
@@ -139,10 +172,11 @@ def _after_fault(
     result.splits += 1
     if error == OUT_OF_MEMORY:
         longest = int(lengths_N[rows_B].max())
-        budget = max(longest, min(len(rows_B) * longest, result.safe_batch_tokens or batch_tokens) // 2)
+        computed = computed_tokens(lengths_N[rows_B], is_flat)
+        budget = max(longest, min(computed, result.safe_batch_tokens or batch_tokens) // 2)
         result.safe_batch_tokens = budget
         left = np.concatenate([rows_B, *pending])
-        return [left[batch] for batch in pack_by_tokens(lengths_N[left], budget)][::-1]
+        return [left[batch] for batch in _packed(lengths_N[left], budget, is_flat)][::-1]
     half = len(rows_B) // 2
     return [*pending, rows_B[half:], rows_B[:half]]
 

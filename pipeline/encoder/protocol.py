@@ -1,6 +1,7 @@
 """The contract of an encoder: token ids in, vectors out."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,4 +38,23 @@ class Encoder(Protocol):
 
     def close(self) -> None:
         """Give back what it holds of the device; it is not asked again."""
+        ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """What an encoder can besides whose device computes while the host does something else."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether rows lie end to end, so that a batch costs the sum of their tokens and not rows × longest."""
+        ...
+
+    @property
+    def attention(self) -> object:
+        """How the rows of a batch are kept apart, and why so; `str` tells it."""
+        ...
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        """Begin with a batch; return what waits for its vectors, (B, D) as `encode` gives them."""
         ...

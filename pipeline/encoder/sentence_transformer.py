@@ -1,9 +1,11 @@
-"""A sentence-transformers model as an Encoder: its own modules, fed with padded token batches."""
+"""A sentence-transformers model as an Encoder: its own modules, fed with token batches, padded or laid end to end."""
 
 import gc
 import json
 import os
 import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.batching import pad
+from pipeline.encoder.compiled import compile_layers
+from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
 from pipeline.encoder.openvino_body import OpenVinoBody, number_type
 from pipeline.encoder.prepacked import can_prepack, prepack
+from pipeline.encoder.probe import least_cosine, probe_of
+from pipeline.encoder.transfer import Transfer
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
 
@@ -21,6 +27,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 SAME_MODEL = 0.99
 """Cosine below which two engines do not differ by rounding only: a converted model is another one."""
+
+SAME_ROWS = 0.999
+"""Cosine below which rows laid end to end and padded ones differ by more than the rounding of bfloat16."""
+
+TORCH_ENGINES = ("torch", "torch-compile")
 
 
 def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled_weights: bool, device: str) -> Any:
@@ -117,7 +128,9 @@ class SentenceTransformerEncoder:
         compute: float32 | bfloat16 | float16.
         prompt: the prompt that stands before every text, for models that leave it out of the pooling.
         threads: CPU threads of the forward pass; 0 leaves the default.
-        engine: torch, or openvino, which computes the Transformer on the CPU; the other modules are torch in any case.
+        engine: torch; torch-compile, which compiles the layers of the Transformer for the device; or openvino, which
+            computes the Transformer on the CPU. The other modules are torch in any case.
+        attention: padded, flash_attention_2, torch_varlen or reference_varlen; None chooses.
 
     Raises:
         EncoderError: the folder cannot be loaded, or the engine cannot be had or gives other vectors than torch.
@@ -132,15 +145,17 @@ class SentenceTransformerEncoder:
         trust_remote_code: bool = False,
         allow_pickled_weights: bool = False,
         engine: str = "torch",
+        attention: str | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        is_torch = engine == "torch"
+        is_torch = engine in TORCH_ENGINES
         if not is_torch:
             number_type(compute)  # before a model is loaded for nothing
+        torch.set_float32_matmul_precision("highest")  # float32 is never TF32, whatever others in this process have set
         place = "cuda" if is_torch and torch.cuda.is_available() else "cpu"
         self.emulates = is_torch and not _is_native(compute, place)
-        is_packed = is_torch and place == "cpu" and not self.emulates and can_prepack()
+        is_packed = engine == "torch" and place == "cpu" and not self.emulates and can_prepack()
         self._is_mixed = is_packed and compute == "bfloat16"
         loaded = compute if is_torch and not self._is_mixed else "float32"
         model = load_model(folder, loaded, trust_remote_code, allow_pickled_weights, place)
@@ -151,46 +166,118 @@ class SentenceTransformerEncoder:
         self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
         self._pad_token_id = int(transformer.tokenizer.pad_token_id or 0)
         self._place = torch.device(place)
+        self._transfer = Transfer(self._place)
         self._extra: dict[str, Any] = {"modality": "text"}
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
         self._modules = list(model)
-        if not is_torch:
-            self._compile(compute, threads)
-        elif is_packed:
+        capability = torch.cuda.get_device_capability() if place == "cuda" else None
+        tried = [Attention(attention, "asked for")] if attention else attentions_to_try(place, compute, capability)
+        self.attention = Attention(PADDED, f"engine {engine} takes padded rows")
+        if is_packed:
             prepack(transformer, DTYPES[compute])
+        if is_torch:
+            self._attend(tried)
+        else:
+            self._convert(compute, threads)
+        if engine == "torch-compile":
+            self._compile()
 
-    def _compile(self, compute: str, threads: int) -> None:
+    @property
+    def is_flat(self) -> bool:
+        """Whether rows lie end to end in a batch, without padding."""
+        return self.attention.is_flat
+
+    def _attend(self, tried: Sequence[Attention]) -> None:
+        """Take to the first attention that the model bears, with the vectors that it has of padded rows."""
+        passed_over: list[str] = []
+        for attention in tried:
+            why = self._why_not(attention) if attention.is_flat else ""
+            if not why:
+                self.attention = replace(attention, reason="; ".join([*passed_over, attention.reason]))
+                return
+            passed_over.append(f"{attention.name} {why}")
+        self.attention = Attention(PADDED, "; ".join(passed_over))
+
+    def _why_not(self, attention: Attention) -> str:
+        """Exchange the attention of the model; return why that cannot be, and then leave it as it was."""
+        transformer, padded = self._modules[0], Attention(PADDED, "to compare with")
+        before, self.attention = transformer.model.config._attn_implementation, padded
+        probe = self._probe()
+        expected_BD = self.encode(probe)
+        try:
+            apply_attention(transformer, attention.name)
+            self.attention = attention
+            cosine = least_cosine(expected_BD, self.encode(probe))
+            why = "" if cosine >= SAME_ROWS else f"gives other vectors than padded rows (cosine {cosine:.4f})"
+        except Exception as error:  # noqa: BLE001  what a kernel says of a model or a device that it does not fit
+            why = f"fails on this model: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        if why:
+            transformer.model.set_attn_implementation(before)
+            self.attention = padded
+        return why
+
+    def _compile(self) -> None:
+        """Compile the layers of torch's body, if they then give the same vectors."""
+        probe = self._probe()
+        expected_BD = self.encode(probe)
+        try:
+            if not compile_layers(self._modules[0]):
+                raise ValueError("it has no repeated layers")
+            found_BD = self.encode(probe)
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise EncoderError(f"runtime.engine: torch-compile cannot compile this model here: {why}") from error
+        self._check_same(expected_BD, found_BD)
+
+    def _convert(self, compute: str, threads: int) -> None:
         """Put OpenVINO's body in the place of torch's, if it gives the same vectors."""
-        probe = _probe(self.max_tokens, len(self._modules[0].tokenizer))
-        expected_BD = self.encode(probe).astype(np.float64)
+        probe = self._probe()
+        expected_BD = self.encode(probe)
         self._modules[0] = OpenVinoBody(self._modules[0], compute, threads)
-        found_BD = self.encode(probe).astype(np.float64)
-        norms_B = np.linalg.norm(expected_BD, axis=1) * np.linalg.norm(found_BD, axis=1)
-        cosine = float((np.einsum("bd,bd->b", expected_BD, found_BD) / norms_B).min())
+        self._check_same(expected_BD, self.encode(probe))
+
+    def _probe(self) -> TokenBatch:
+        return probe_of(self.max_tokens, len(self._modules[0].tokenizer), self._extra.get("prompt_length") or 0)
+
+    def _check_same(self, expected_BD: NDArray[np.float32], found_BD: NDArray[np.float32]) -> None:
+        cosine = least_cosine(expected_BD, found_BD)
         if not cosine >= SAME_MODEL:
             raise EncoderError(
-                f"runtime.engine: openvino gives other vectors of this model than torch (cosine {cosine:.4f}); use "
-                "runtime.engine: torch"
+                f"runtime.engine: {self.engine} gives other vectors of this model than torch (cosine {cosine:.4f}); "
+                "use runtime.engine: torch"
             )
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors, (B, D) float32, as the model's last module gives them."""
-        rows_B = np.arange(len(batch))
-        ids_BT, mask_BT = pad(batch.token_ids_T, batch.offsets_N1, rows_B, self._pad_token_id)
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids_BT).to(self._place, non_blocking=True),
-            "attention_mask": torch.from_numpy(mask_BT).to(self._place, non_blocking=True),
-            **self._extra,
-        }
+        return cast("NDArray[np.float32]", self.begin(batch)())
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        """Begin with a batch; return what waits for its vectors, (B, D) float32."""
+        features = self._features_of(batch) | self._extra
         for number, module in enumerate(self._modules):
             with torch.autocast(self._place.type, torch.bfloat16, enabled=self._is_mixed and number == 0):
                 features = module(features)
-            hidden = features.get("token_embeddings")
-            if hidden is not None and hidden.dtype is not torch.float32:
+            if number == 0:
+                hidden = features["token_embeddings"]
+                hidden = hidden[:, : len(batch.token_ids_T)] if self.is_flat else hidden  # without the filling
                 features["token_embeddings"] = hidden.float()
-        return cast("NDArray[np.float32]", features["sentence_embedding"].float().cpu().numpy())
+        return self._transfer.to_host(features["sentence_embedding"].float())
+
+    def _features_of(self, batch: TokenBatch) -> dict[str, Any]:
+        """Return a batch as the Transformer module takes it, on the device."""
+        if not self.is_flat:
+            ids_BT, mask_BT = pad(batch.token_ids_T, batch.offsets_N1, np.arange(len(batch)), self._pad_token_id)
+            return dict(self._transfer.to_device({"input_ids": ids_BT, "attention_mask": mask_BT}))
+        first = self._modules[0]._infer_flatten_position_offset()
+        features: dict[str, Any] = self._transfer.to_device(lay_end_to_end(batch, self._pad_token_id, first))
+        longest = int(batch.lengths_N.max())
+        return features | {
+            "cu_seq_lens_k": features["cu_seq_lens_q"],
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
     def close(self) -> None:
         """Unload the model, so that another process finds the device's memory free."""
@@ -198,12 +285,3 @@ class SentenceTransformerEncoder:
         gc.collect()
         if self._place.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _probe(max_tokens: int, vocabulary: int) -> TokenBatch:
-    """Return a batch of four rows of random tokens, of very different lengths, the same for the same model."""
-    longest = min(max_tokens, 160)
-    lengths_B = np.array([longest, longest // 2, 3, 1])
-    offsets_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
-    ids_T = np.random.default_rng(1).integers(0, vocabulary, int(offsets_B1[-1]), np.int32)
-    return TokenBatch(ids_T, offsets_B1)

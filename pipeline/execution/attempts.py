@@ -78,6 +78,8 @@ class Attempts:
     """Node → trials of engines begun there since the last one that ended."""
     choices: list[EngineChoice] = field(default_factory=list)
     """What the trials of this run came to."""
+    attentions: Counter[str] = field(default_factory=Counter)
+    """How encoders keep rows apart, and why → how many were opened so."""
 
     def begin(self, work: Work) -> Verdict:
         """Note that a worker begins; return what is known of this work."""
@@ -120,6 +122,14 @@ class Attempts:
     def engine_choices(self) -> list[EngineChoice]:
         """Return what the trials of this run came to."""
         return self.choices
+
+    def note_attention(self, told: str) -> None:
+        """Note how an encoder keeps the rows of a batch apart, and why so."""
+        self.attentions[told] += 1
+
+    def attentions_told(self) -> dict[str, int]:
+        """Return how encoders keep rows apart, with how many were opened so."""
+        return dict(self.attentions)
 
     def standing(self) -> list[tuple[Work, float]]:
         """Return what was begun and has not ended, the longest first, with its age in seconds."""
@@ -183,6 +193,13 @@ class RemoteAttempts:
     def engine_choices(self) -> list[EngineChoice]:
         choices: list[EngineChoice] = self._ask("engine_choices", [])
         return choices
+
+    def note_attention(self, told: str) -> None:
+        self._book.note_attention.remote(told)
+
+    def attentions_told(self) -> dict[str, int]:
+        told: dict[str, int] = self._ask("attentions_told", {})
+        return told
 
     def standing(self) -> list[tuple[Work, float]]:
         standing: list[tuple[Work, float]] = self._ask("standing", [])

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
-from pipeline.encoder.engines import fastest
+from pipeline.encoder.engines import TRIAL_TOKENS, fastest
 from pipeline.encoder.packed import Encoded, encode_or_zero, take
-from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import marked, replace_process
@@ -110,25 +110,30 @@ class EncodeBlocks:
         return partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine)
 
     def _try_engines(self, tokens: TokenBatch, encoded: Encoded) -> None:
-        """Go on with the fastest engine of a CPU, once this encoder has worked so long that a trial will pay.
+        """Go on with the fastest engine of the device, once this encoder has worked so long that a trial will pay.
 
         Args:
             tokens: texts just encoded; those that have a vector are what engines are tried on.
         """
         self.encoded_seconds += encoded.seconds
         good = np.flatnonzero(encoded.done_N & (tokens.lengths_N > 0))[:TRIAL_TEXTS]
-        if self.encoded_seconds < TRIAL_AFTER_SECONDS or self.encoder.device != "cpu" or not len(good):
+        if self.encoded_seconds < TRIAL_AFTER_SECONDS or not len(good):
             return
         if not self.settings.attempts.begin_trial():
             return
-        others = {"openvino": self._opening("openvino")}
-        self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good))
+        is_cpu = self.encoder.device == "cpu"
+        others = {name: self._opening(name) for name in (("openvino",) if is_cpu else ("torch-compile",))}
+        trial_tokens = TRIAL_TOKENS if is_cpu else self.batch_tokens
+        self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good), trial_tokens=trial_tokens)
         self._open, self.may_try_engines = self._opening(choice.engine), False
         self.settings.attempts.end_trial(choice)
 
     def _opened(self) -> Encoder:
         try:
-            return self._open()
+            encoder = self._open()
+            if isinstance(encoder, Overlapping):
+                self.settings.attempts.note_attention(str(encoder.attention))
+            return encoder
         except PipelineError:
             raise
         except Exception as error:  # noqa: BLE001  what a sick device raises is anybody's guess

@@ -105,9 +105,11 @@ class RunReport:
     """The nodes of the cluster, each with what it offers."""
     device: str = ""
     engine: str = ""
-    """What the encoders began with: torch | openvino; empty without a model."""
+    """What the encoders began with: torch | torch-compile | openvino; empty without a model."""
     engine_choices: list[EngineChoice] = field(default_factory=list)
     """What encoders went on with after a trial, one entry per trial; empty if none worked long enough for one."""
+    attention: dict[str, int] = field(default_factory=dict)
+    """How encoders kept the rows of a batch apart, and why → how many were opened so."""
     versions: dict[str, str] = field(default_factory=dict)
     started_at: str = ""
     """ISO 8601, UTC."""

@@ -132,7 +132,7 @@ def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int,
         compute: float32 | bfloat16 | float16.
         prompt: stands before every text; some models leave it out of the pooling.
         threads: CPU threads of a forward pass.
-        engine: torch | openvino.
+        engine: torch | torch-compile | openvino.
 
     Raises:
         EncoderError: the model cannot be loaded, or not with this engine.

@@ -234,6 +234,7 @@ def _facts(report: "RunReport") -> dict[str, str]:
         "device": report.device,
         "encoders": str(report.encoders) if report.encoders else "",
         "engine": _engine(report),
+        "attention": "; ".join(report.attention),
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "time": ", ".join(f"{phase} {duration(spent)}" for phase, spent in report.seconds.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),

@@ -245,6 +245,7 @@ def _encode_missing(
         blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
         receipts = _follow(blocks, workload, journal, report, watch, starting)
         report.engine_choices = attempts.engine_choices()
+        report.attention = attempts.attentions_told()
         for node, error in attempts.excluded().items():
             report.warnings.append(f"node {node} was left out, its encoders failed on good texts ({error})")
         return receipts

@@ -25,7 +25,7 @@ class StageSettings:
     model: ModelReference
     compute: str
     engine: str
-    """auto | torch | openvino."""
+    """auto | torch | torch-compile | openvino."""
     threads: int
     batch_tokens: int
     dimensions: int | None

@@ -1,0 +1,28 @@
+"""Whether two ways of computing a model give the same vectors, on a few rows of random tokens."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import TokenBatch
+
+
+def least_cosine(expected_BD: NDArray[np.float32], found_BD: NDArray[np.float32]) -> float:
+    """Return the cosine of the pair of vectors that lie furthest apart; NaN if one is not finite."""
+    expected, found = expected_BD.astype(np.float64), found_BD.astype(np.float64)
+    norms_B = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    return float((np.einsum("bd,bd->b", expected, found) / norms_B).min())
+
+
+def probe_of(max_tokens: int, vocabulary: int, prompt_tokens: int = 0) -> TokenBatch:
+    """Return a batch of four rows of random tokens, of very different lengths, the same for the same model.
+
+    Args:
+        prompt_tokens: that stand before every text and are left out of the pooling; each row has more.
+    """
+    longest = min(max_tokens, 160)
+    lengths_B = np.minimum(
+        [longest, max(longest // 2, prompt_tokens + 5), prompt_tokens + 3, prompt_tokens + 1], longest
+    )
+    offsets_B1 = np.concatenate(([0], np.cumsum(lengths_B)))
+    ids_T = np.random.default_rng(1).integers(0, vocabulary, int(offsets_B1[-1]), np.int32)
+    return TokenBatch(ids_T, offsets_B1)
