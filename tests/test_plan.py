@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,13 +54,6 @@ def test_every_file_is_in_exactly_one_shard_in_order(sizes: list[int]) -> None:
     assert cut(files) == shards
 
 
-@given(SIZES)
-def test_shards_of_small_files_stay_near_one_part(sizes: list[int]) -> None:
-    full = ROWS_PER_PART * cutting.BYTES_PER_ROW
-    for shard in cut(files_of(sizes)):
-        assert len(shard.spans) == 1 or shard.size_bytes < 2 * full
-
-
 @given(SIZES.filter(bool))
 def test_a_change_of_recipe_layout_or_version_renames_the_shards(sizes: list[int]) -> None:
     files = files_of(sizes)
@@ -69,19 +61,6 @@ def test_a_change_of_recipe_layout_or_version_renames_the_shards(sizes: list[int
     assert not before & ids(cut(files, recipe="other"))
     assert not before & ids(cut(files, layout={"a": 2}))
     assert not before & ids(cut([SourceFile(f.uri, "v2", f.size_bytes, f.format) for f in files]))
-
-
-def test_a_new_small_file_changes_few_shards() -> None:
-    random = np.random.default_rng(1)
-    changed = []
-    for _ in range(30):
-        files = files_of(random.integers(100, 3000, 200).tolist())
-        position = int(random.integers(0, 200))
-        new = SourceFile(f"in/{position:05d}-new.jsonl", "v1", 500, "jsonl")
-        before, after = ids(cut(files)), ids(cut(sorted([*files, new], key=lambda file: file.uri)))
-        changed.append(len(before - after))
-    assert np.median(changed) <= 2
-    assert max(changed) <= 12
 
 
 def test_a_shard_survives_json() -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.execution.grouping import group_ends
 from pipeline.fingerprint import content_hash, fingerprint
 from pipeline.records import Shard, SourceFile, Span
 from pipeline.storage.filesystem import open_source
@@ -17,6 +19,9 @@ SPLIT_BYTES = 256 * 2**20
 
 BYTES_PER_ROW = 256
 """Rough size of a row of text, for gathering small files into Shards of about one Part."""
+
+FILES_PER_SHARD = 512
+"""Small files that share a Shard, on average at most: to open one on object storage takes some 10 ms."""
 
 FOOTER_READERS = 16
 """Footers of giant files read at once."""
@@ -29,11 +34,11 @@ def cut_shards(
     rows_per_part: int,
     row_groups: dict[str, list[tuple[int, int]]],
 ) -> tuple[Shard, ...]:
-    """Cut files into Shards; the same files give the same Shards, whatever stands beside them.
+    """Cut files into Shards; the same files give the same Shards, whatever was there the night before.
 
-    Giant Parquet files are cut by row groups; small files that follow each other are gathered until
-    they make about one Part. Where a group ends is drawn from the names in it (their hash), so that a new file changes
-    the groups up to the next such end, mostly its own, and no other.
+    Giant Parquet files are cut by row groups, a file of a full Part or more is a Shard of its own. Smaller ones that
+    follow each other are put together to about one Part (`grouping`), so that a file which comes, goes or is changed
+    changes its own Shard, sometimes one beside it, and no other.
 
     Args:
         files: sorted by URI.
@@ -42,33 +47,25 @@ def cut_shards(
         rows_per_part: rows of a full Part.
         row_groups: (rows, bytes) per row group of the files to cut, by URI.
     """
-    small_bytes = rows_per_part * BYTES_PER_ROW
+    full = rows_per_part * BYTES_PER_ROW
     shards: list[Shard] = []
-    group: list[Span] = []
-    group_bytes = 0
-
-    def close() -> None:
-        nonlocal group_bytes
-        if group:
-            shards.append(_shard(tuple(group), layout, recipe))
-            group.clear()
-            group_bytes = 0
-
-    for file in files:
-        if file.uri in row_groups:
-            close()
-            shards += [_shard((span,), layout, recipe) for span in _spans(file, row_groups[file.uri])]
-            continue
-        if file.size_bytes > small_bytes // 2:
-            close()
-        group.append(Span(file))
-        group_bytes += file.size_bytes
-        share = file.size_bytes / small_bytes
-        draw = int(fingerprint(file.uri)[:8], 16) / 2**32
-        if group_bytes >= small_bytes or draw < share:
-            close()
-    close()
+    for is_small, run in groupby(files, key=lambda file: file.size_bytes < full and file.uri not in row_groups):
+        if is_small:
+            shards += [_shard(spans, layout, recipe) for spans in _gathered(list(run), full)]
+        else:
+            each = ((span,) for file in run for span in _spans(file, row_groups.get(file.uri)))
+            shards += [_shard(span, layout, recipe) for span in each]
     return tuple(shards)
+
+
+def _gathered(files: Sequence[SourceFile], full: int) -> Iterator[tuple[Span, ...]]:
+    """Yield groups of neighbours, all of them smaller than `full` bytes."""
+    draws_N = np.array([int(content_hash(file.uri.encode())[:16], 16) for file in files], np.uint64)
+    sizes_N = np.array([file.size_bytes for file in files], np.int64)
+    weights_N = np.maximum(sizes_N, -(-full // FILES_PER_SHARD))
+    stops = (np.flatnonzero(group_ends(draws_N, weights_N, full)) + 1).tolist()
+    for start, stop in zip([0, *stops], stops, strict=False):
+        yield tuple(map(Span, files[start:stop]))
 
 
 def _shard(spans: tuple[Span, ...], layout: dict[str, Any], recipe: str, dropped: Sequence[str] = ()) -> Shard:
@@ -81,8 +78,11 @@ def without_rows(shard: Shard, layout: dict[str, Any], recipe: str, dropped: NDA
     return _shard(shard.spans, layout, recipe, [content_hash(dropped.astype("<i8").tobytes())])
 
 
-def _spans(file: SourceFile, row_groups: list[tuple[int, int]]) -> Iterator[Span]:
-    """Cut a file's row groups, (rows, bytes) each, into stretches of about half of SPLIT_BYTES."""
+def _spans(file: SourceFile, row_groups: list[tuple[int, int]] | None) -> Iterator[Span]:
+    """Cut a file's row groups, (rows, bytes) each, into stretches of about half of SPLIT_BYTES; None = not at all."""
+    if row_groups is None:
+        yield Span(file)
+        return
     first, rows, size = 0, 0, 0
     for number, (group_rows, group_bytes) in enumerate(row_groups):
         rows, size = rows + group_rows, size + group_bytes
