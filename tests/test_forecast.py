@@ -80,12 +80,12 @@ def test_a_source_that_is_read_whole_is_known_to_the_token(config: JobConfig) ->
 
 def test_a_sample_is_right_within_the_error_that_it_tells(config: JobConfig) -> None:
     plan = planned(config)
-    sample, whole = sampled(config, plan, 6), sampled(config, plan, 10**6)
-    assert sample.shards_read == 6 < whole.shards_read
+    sample, whole = sampled(config, plan, len(plan.embed) - 1), sampled(config, plan, 10**6)
+    assert sample.shards_read == whole.shards_read - 1 >= 2
     truth = expected(whole, plan.embed).tokens
     assert 0 < relative_error(sample) < 0.5
-    twice = 2 * relative_error(sample)  # which files share a Shard depends on the folder's name
-    assert expected(sample, plan.embed).tokens == pytest.approx(truth, rel=twice)
+    often = 4 * relative_error(sample)  # which files share a Shard depends on the folder's name
+    assert expected(sample, plan.embed).tokens == pytest.approx(truth, rel=often)
     assert relative_error(whole) == 0
 
 
