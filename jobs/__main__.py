@@ -21,6 +21,7 @@ COMMANDS = {
     "status": "show what is published in an output, which run works on it, and what a run now would do",
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
+    "export": "write a published snapshot as a Delta table, a Lance dataset or a FAISS index",
     "expire": "remove snapshots beyond output.keep_snapshots, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "tune": "try settings on texts of the source, in under two minutes, and print the fastest ones to paste",
@@ -138,7 +139,7 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"
         command.add_argument("--seconds", type=float, default=90.0, help=budget)
-    if name in ("status", "verify", "expire", "diff", "changes"):
+    if name in ("status", "verify", "expire", "diff", "changes", "export"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
         if name == "diff":
             command.add_argument("before", type=int, help="number of a snapshot")
@@ -157,6 +158,10 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
             "--sample", type=_count, default=0, metavar="N", help="encode the texts of N random rows again and compare"
         )
         command.add_argument("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
+    if name == "export":
+        formats = "delta, lance or faiss, and the address to write to"
+        command.add_argument("--to", nargs=2, required=True, metavar=("FORMAT", "URI"), help=formats)
+        command.add_argument("--snapshot", type=int, metavar="N", help="which (the newest)")
     if name == "requeue":
         reasons = "only rows quarantined for this reason, and the others of their shards; may be given several times"
         command.add_argument("--reason", action="append", default=[], metavar="R", help=reasons)

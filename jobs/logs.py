@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 
-NOISY = ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec")
+NOISY = ("botocore", "aiobotocore", "httpx", "py.warnings", "ray", "filelock", "fsspec", "faiss")
 """Loggers of others, who tell of their own affairs: only errors are shown."""
 
 FIELD = re.compile(r"(\w+)=(\S+)")

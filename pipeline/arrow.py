@@ -57,6 +57,16 @@ def vectors_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.generic]:
     return cast("NDArray[np.generic]", array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
 
 
+def dequantised(rows: pa.Table, stored: str) -> NDArray[np.float32]:
+    """Return the vectors of a Part as float32; of `binary` the signs, 1 and -1."""
+    if stored == "binary":
+        column = rows["embedding"].cast(pa.binary())
+        bits = np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(rows.num_rows, -1)
+        return np.where(np.unpackbits(bits, axis=1) == 1, np.float32(1), np.float32(-1))
+    vectors_ND = vectors_of(rows["embedding"]).astype(np.float32, copy=False)
+    return vectors_ND * rows["scale"].to_numpy()[:, None] if stored == "int8" else vectors_ND
+
+
 def hash_strings(strings: pa.Array) -> pa.Array:
     """Return 128 bits of SHA-256 per string, as N × fixed_size_binary(16).
 

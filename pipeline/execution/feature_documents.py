@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
-from pipeline.arrow import fixed_size_list, hash_strings, one_array
+from pipeline.arrow import dequantised, fixed_size_list, hash_strings, one_array
 from pipeline.encoder.vectors import finish
 from pipeline.errors import ConfigError
-from pipeline.execution.part_check import dequantised
 from pipeline.features.pooling import Pool, document_starts, pool_chunks
 from pipeline.parallel import in_order
 from pipeline.storage.parquet import part_key, read_columns

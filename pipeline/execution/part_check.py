@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.arrow import vectors_of
+from pipeline.arrow import dequantised
 from pipeline.execution.duplicates import id_hashes
 from pipeline.execution.findings import Finding
 from pipeline.fingerprint import content_hash
@@ -94,13 +94,3 @@ def _check_vectors(snapshot: Snapshot, rows: pa.Table, key: str) -> Iterator[Fin
 
 def _types(schema: pa.Schema) -> str:
     return " + ".join(str(field.type) for field in schema) or "not there"
-
-
-def dequantised(rows: pa.Table, stored: str) -> NDArray[np.float32]:
-    """Return the vectors of a Part as float32; of `binary` the signs, 1 and -1."""
-    if stored == "binary":
-        column = rows["embedding"].cast(pa.binary())
-        bits = np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(rows.num_rows, -1)
-        return np.where(np.unpackbits(bits, axis=1) == 1, np.float32(1), np.float32(-1))
-    vectors_ND = vectors_of(rows["embedding"]).astype(np.float32, copy=False)
-    return vectors_ND * rows["scale"].to_numpy()[:, None] if stored == "int8" else vectors_ND

@@ -14,14 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.arrow import one_array
+from pipeline.arrow import dequantised, one_array
 from pipeline.config import Recipe
 from pipeline.encoder.packed import encode_or_zero
 from pipeline.encoder.vectors import finish
 from pipeline.errors import EncoderError, SourceError
 from pipeline.execution.findings import Finding, Sample, Verification
 from pipeline.execution.model import ModelReference, describe, open_encoder, resolve_model
-from pipeline.execution.part_check import dequantised
 from pipeline.execution.plan import read_columns_of
 from pipeline.execution.recount import shard_of
 from pipeline.execution.settings import tokenizer_spec

@@ -1,0 +1,57 @@
+"""What an export has found or made, and what it says when it cannot begin."""
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pipeline.errors import ConfigError
+from pipeline.storage.snapshots import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A Snapshot that stands in another format now."""
+
+    to: str
+    """delta | lance | faiss."""
+    uri: str
+    snapshot: int
+    rows: int
+    version: str
+    """Of the table, or the folder of the index."""
+    is_new: bool
+    """False = it stood there already."""
+    facts: dict[str, Any]
+    """What else there is to tell."""
+
+
+def library(package: str, extra: str) -> Any:
+    """Import the package that writes a format.
+
+    Raises:
+        ConfigError: it is not installed; the message says how it would be.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say of themselves while they load
+            return importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"--to {extra} needs the package {package}, which is not installed ({error}): "
+            f"pip install -c docker/constraints.txt '.[{extra}]'"
+        ) from None
+
+
+def origin_of(snapshot: Snapshot) -> dict[str, str]:
+    """Return what an export says of where its rows come from, as text by key."""
+    record = snapshot.record
+    return {
+        "pipeline.output": snapshot.store.uri,
+        "pipeline.snapshot": str(snapshot.number),
+        "pipeline.folder": record.folder,
+        "pipeline.fingerprint": record.fingerprint,
+        "pipeline.recipe": orjson.dumps(record.recipe).decode(),
+    }
