@@ -22,7 +22,7 @@ COMMANDS = {
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
     "export": "write a published snapshot as a Delta table, a Lance dataset or a FAISS index",
-    "expire": "remove snapshots beyond output.keep_snapshots, and what dead runs have left",
+    "expire": "remove snapshots beyond output.keep_snapshots, old feature tables, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "tune": "try settings on texts of the source, in under two minutes, and print the fastest ones to paste",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",

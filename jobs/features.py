@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pipeline.execution.feature_table import FeatureRun
 
 
+EMPTY = "no document has both a key and a time, the table is empty; look at features.entity and features.event_time"
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
@@ -73,6 +76,7 @@ def features_text(result: "FeatureRun") -> str:
             f"Feature table {record.number} {came}",
             f"  snapshot    {record.snapshot['number']} of {record.snapshot['output']}",
             f"  documents   {thousands(totals['documents'])} = {thousands(totals['rows'])} rows + {left_out}",
+            *([f"  warning     {EMPTY}"] if totals["documents"] and not totals["rows"] else []),
             f"  entity      {', '.join(settings['entity'])}, as of {settings['event_time']}{window}",
             *([f"  fit         {table.store.uri_of(transform_path(record.transform))}"] if record.transform else []),
             f"  folder      {table.folder} ({counted(len(record.files), 'file')}, {byte_size(totals['bytes'])})",

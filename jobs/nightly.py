@@ -65,12 +65,12 @@ def _expired(config: "JobConfig", grace_hours: float, report: "RunReport") -> di
 
     older_than = time.time() - grace_hours * 3600
     try:
-        removals = expire(Store(config.output.uri), config.output.keep_snapshots, older_than, is_dry_run=False).removals
+        expiry = expire(Store(config.output.uri), config.output.keep_snapshots, older_than, is_dry_run=False)
     except PipelineError as error:
         report.warnings.append(f"old snapshots were not removed: {error}")
-        removals = ()
+        return {"removed": [], "files": 0, "bytes": 0}
     return {
-        "removed": [removal.name for removal in removals],
-        "files": sum(removal.files for removal in removals),
-        "bytes": sum(removal.size_bytes for removal in removals),
+        "removed": [removal.name for removal in expiry.removals],
+        "files": expiry.files,
+        "bytes": expiry.size_bytes,
     }

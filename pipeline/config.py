@@ -1,5 +1,6 @@
 """JobConfig: what a run reads, what a vector is, where the result goes, and how fast it may be."""
 
+import difflib
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -192,6 +193,16 @@ class Features(Section):
     """Of the drawing of these rows and of k-means; another one fits anew."""
     ttl_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
     """Age up to which a join takes a feature; null = any. Written into the Feast view; changes no row."""
+    binary_threshold: Literal["zero", "median"] = "zero"
+    """binary codes by the sign of each number, or by whether it is above the median of its dimension among all that is
+    fitted, so that every bit says as much as it can."""
+    centroid_measures: Annotated[tuple[Literal["cosine", "distance"], ...], BeforeValidator(_as_tuple)] = ("cosine",)
+    """What is told of each centroid: columns `cosine_<name>`, `distance_<name>` (Euclidean), or both."""
+    partition_by: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """Hive-style folders of the table, outermost first: columns of features.entity, or `event_date`, the day of the
+    event time in UTC. They are folder names then, and no columns of the files."""
+    keep_tables: Annotated[int, Field(ge=1)] = 7
+    """How many of the newest tables `expire` leaves."""
 
     @model_validator(mode="after")
     def _windows_are_asked_for(self) -> Self:
@@ -201,6 +212,13 @@ class Features(Section):
             raise ValueError("components needs projection: pca or whiten")
         if self.int8_scale == "corpus" and self.stored != "int8":
             raise ValueError("int8_scale needs stored: int8")
+        if self.binary_threshold == "median" and self.stored != "binary":
+            raise ValueError("binary_threshold needs stored: binary")
+        if "centroid_measures" in self.model_fields_set and self.centroids is None:
+            raise ValueError("centroid_measures needs centroids")
+        stray = [name for name in self.partition_by if name not in ("event_date", *self.entity)]
+        if stray or len(set(self.partition_by)) < len(self.partition_by):
+            raise ValueError("partition_by takes event_date and columns of features.entity, each once")
         if len({name.casefold() for name in self.entity}) < len(self.entity):
             raise ValueError("entity names a column twice")
         return self
@@ -244,7 +262,11 @@ class JobConfig(Section):
             return self
         asked = {"entity": (self.features.entity, "id"), "event_time": ((self.features.event_time,), "event_timestamp")}
         for key, (names, own) in asked.items():
-            stray = [name for name in names if name not in (own, *self.source.keep_columns)]
+            valid = (own, *self.source.keep_columns)
+            stray = [name for name in names if name not in valid]
+            nearest = difflib.get_close_matches(stray[0], valid, 1) if stray else []
+            if nearest:
+                raise ValueError(f"features.{key} names {stray[0]}, no such column is kept; did you mean {nearest[0]}?")
             if stray:
                 raise ValueError(f"features.{key} names {', '.join(stray)}; add it to source.keep_columns")
         uri = f"{self.features.uri.rstrip('/')}/"

@@ -110,6 +110,17 @@ def brute_force(asked: dict[str, Any], known: list[dict[str, Any]], ttl: timedel
     return None if best is None else float(best["embedding"][0])
 
 
+def in_files(table: pa.Table, cuts: list[int]) -> pyarrow.dataset.Dataset:
+    """Return the rows as a dataset of files in memory, cut at these rows."""
+    ends = sorted({*(cut for cut in cuts if 0 < cut < len(table)), len(table)})
+    files = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.slice(start, end - start), sink)
+        files.append(pyarrow.dataset.ParquetFileFormat().make_fragment(pa.BufferReader(sink.getvalue())))
+    return pyarrow.dataset.FileSystemDataset(files, table.schema, files[0].format)
+
+
 USERS = st.sampled_from(["ann", "bob", "eve", None])
 
 
@@ -118,9 +129,10 @@ USERS = st.sampled_from(["ann", "bob", "eve", None])
     st.lists(st.tuples(USERS, st.integers(0, 12), st.integers(0, 3)), min_size=1, max_size=25),
     st.lists(st.tuples(USERS, st.integers(0, 14)), min_size=1, max_size=15),
     st.sampled_from([None, 0, 1, 3, 7]),
+    st.lists(st.integers(0, 25), max_size=3),
 )
-def test_no_value_of_the_future_leaks_and_none_newer_is_missed(
-    known: list[tuple[str | None, int, int]], asked: list[tuple[str | None, int]], days: int | None
+def test_no_value_of_the_future_leaks_and_none_newer_is_missed_however_the_files_are_cut(
+    known: list[tuple[str | None, int, int]], asked: list[tuple[str | None, int]], days: int | None, cuts: list[int]
 ) -> None:
     distinct = sorted(set(known), key=str)
     table = features(*((user, event, created, value) for value, (user, event, created) in enumerate(distinct)))
@@ -129,6 +141,7 @@ def test_no_value_of_the_future_leaks_and_none_newer_is_missed(
     expected = [brute_force(row, rows, ttl) for row in entities.to_pylist()]
     joined = as_of_join(entities, table, ["user"], ttl)
     assert values_of(joined) == expected
+    assert as_of_join(entities, in_files(table, cuts), ["user"], ttl).equals(joined)
     assert not pc.any(pc.greater(joined["feature_timestamp"], joined["event_timestamp"])).as_py()
 
 

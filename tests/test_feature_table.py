@@ -1,9 +1,11 @@
 """`features`: one row per entity and moment, each made of what was known then; published whole, once, or not at all."""
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -137,13 +139,15 @@ def test_a_row_without_entity_or_time_is_left_out_and_counted(tmp_path: Path) ->
     assert (totals["documents"], totals["rows"], totals["unkeyed"]) == (4, 2, 2)
 
 
-def test_a_table_without_rows_is_a_folder_that_can_be_read(tmp_path: Path) -> None:
+def test_a_table_without_rows_is_a_folder_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = Job(tmp_path, reviews().set_column(2, "user", pa.nulls(4, pa.string())), entity="user")
     job.embed()
     run = job.features()
     assert (rows_of(run).num_rows, run.table.record.totals["unkeyed"]) == (0, 4)
     assert rows_of(run).schema.names == ["user", "event_timestamp", "created_timestamp", "embedding"]
     assert run.table.dataset().count_rows() == 0
+    assert main(["features", job.path]) == 0
+    assert "no document has both a key and a time, the table is empty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "int8", "binary"])
@@ -208,6 +212,39 @@ def test_many_small_buckets_hold_the_same_rows_as_one(job: Job, monkeypatch: pyt
     np.testing.assert_allclose(embeddings_of(rows_of(run)), embeddings_of(whole), atol=1e-6)
 
 
+def test_a_table_in_folders_of_days_reads_and_joins_as_one_file_does(job: Job) -> None:
+    job.embed()
+    whole = job.features().table
+    table = job.features("features.partition_by=event_date").table
+    assert sorted(file["path"] for file in table.record.files) == [
+        "event_date=2026-01-01/00000.parquet",
+        "event_date=2026-01-03/00000.parquet",
+        "event_date=2026-01-31/00000.parquet",
+    ]
+    of_day = table.dataset().to_table(filter=pc.field("event_date") == datetime.date(2026, 1, 3))
+    assert sorted(of_day["user"].to_pylist()) == ["ann", "bob"]
+    order = [("user", "ascending"), ("event_timestamp", "ascending")]
+    rows = table.dataset().to_table().sort_by(order)
+    assert rows.drop_columns("event_date") == whole.dataset().to_table().sort_by(order)
+    times = pa.array(["2026-01-02T00:00:00Z", "2026-01-09T00:00:00Z"] * 2).cast(pa.timestamp("us", "UTC"))
+    training = pa.table({"user": ["ann", "ann", "bob", "bob"], "event_timestamp": times})
+    joined = as_of_join(training, table.dataset(), ["user"])
+    assert joined.drop_columns("event_date") == as_of_join(training, whole.dataset(), ["user"])
+    assert "event_date" not in Path(table.store.root, "feature_view.py").read_text()
+    counted = f"SELECT count(*) FROM '{table.address}/**/*.parquet' WHERE event_date = DATE '2026-01-03'"
+    assert duckdb.connect().execute(counted).fetchall() == [(2,)]
+
+
+def test_a_table_in_folders_of_an_entity_keeps_its_type(job: Job) -> None:
+    job.embed()
+    whole = job.features().table.dataset().to_table()
+    table = job.features("features.partition_by=[user, event_date]").table
+    assert "user=ann/event_date=2026-01-31/00000.parquet" in [file["path"] for file in table.record.files]
+    rows = table.dataset().to_table(columns=whole.column_names)
+    order = [("user", "ascending"), ("event_timestamp", "ascending")]
+    assert rows.sort_by(order) == whole.sort_by(order)
+
+
 def test_a_column_of_the_folders_is_an_entity_as_good_as_any(job: Job) -> None:
     vectors = vectors_by_id(job.embed("output.partition_by=[user]"))
     rows = rows_of(job.features("output.partition_by=[user]"))
@@ -234,10 +271,13 @@ def test_the_table_is_published_on_s3_and_opened_from_there(tmp_path: Path, buck
     [
         ("features.entity=nobody", "features.entity names nobody; add it to source.keep_columns"),
         ("features.event_time=never", "features.event_time names never; add it to source.keep_columns"),
+        ("features.entity=usr", "features.entity names usr, no such column is kept; did you mean user?"),
+        ("features.event_time=event_timestmp", "did you mean event_timestamp?"),
         ("features.windw_days=3", "did you mean features.window_days?"),
         ("features.window_days=3", "window_days needs aggregate: mean"),
         ("features.uri=corpus/table", "features.uri lies in source.uri"),
         ("features.name=my view", "features.name"),
+        ("features.partition_by=day", "partition_by takes event_date and columns of features.entity"),
     ],
 )
 def test_a_section_that_cannot_be_meant_is_refused(job: Job, override: str, said: str) -> None:
@@ -278,6 +318,16 @@ def test_the_command_prints_where_every_document_went(job: Job, capsys: pytest.C
     assert '"outcome":"nothing to do"' in capsys.readouterr().out
     assert main(["features", job.path, "--dry-run"]) == 0
     assert capsys.readouterr().out == "Feature table 1 stands; nothing to do\n"
+
+
+def test_an_output_without_a_snapshot_or_without_the_column_is_told_with_what_to_do(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["features", job.path]) == 1
+    assert "no snapshot is published there; check the address, or run `embed` first" in capsys.readouterr().err
+    job.embed("source.keep_columns=[day]", "features.entity=id")
+    assert main(["features", job.path]) == 2
+    assert "keep user (source.keep_columns) and run `embed`" in capsys.readouterr().err
 
 
 def test_a_config_without_the_section_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Fitted transforms: what they compute, and that tomorrow's table is made with the fit of today's."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.features.transforms import Fit, Transform, cosines_to, fitted, unit
+from pipeline.fingerprint import fingerprint
 from tests.test_feature_table import DIMENSION, Job, embeddings_of, rows_of, vectors_by_id
 
 RANDOM = np.random.default_rng(7)
@@ -129,6 +131,60 @@ def test_rows_carry_their_cluster_and_their_cosine_to_each_named_centroid(tmp_pa
     assert job.features().table.schema.names[-1] == "cosine_quality"  # another file is another table
 
 
+def test_rows_carry_the_measures_that_are_asked_for(tmp_path: Path) -> None:
+    centroids_2D: NDArray[np.float32] = RANDOM.normal(size=(2, DIMENSION)).astype(np.float32)
+    named = pa.table({"name": ["price", "service"], "embedding": centroids_2D.tolist()})
+    pq.write_table(named, tmp_path / "centroids.parquet")
+    job = Job(tmp_path, corpus(20), centroids=str(tmp_path / "centroids.parquet"))
+    vectors = vectors_by_id(job.embed())
+    run = job.features("features.centroid_measures=[distance, cosine]")
+    measured = ["distance_price", "distance_service", "cosine_price", "cosine_service"]
+    assert run.table.schema.names[-4:] == measured
+    rows = rows_of(run)
+    expected_N2 = [np.linalg.norm(vectors[id] - centroids_2D, axis=1) for id in rows["id"].to_pylist()]
+    found_N2 = np.stack([rows[name].to_numpy() for name in measured[:2]], axis=1)
+    np.testing.assert_allclose(found_N2, np.stack(expected_N2), rtol=1e-5)
+    assert job.features("features.centroid_measures=distance").table.schema.names[-2:] == measured[:2]
+
+
+def test_bits_above_the_median_halve_the_sample_in_every_dimension_today_and_tomorrow(tmp_path: Path) -> None:
+    job = Job(tmp_path, corpus(60), stored="binary", binary_threshold="median")
+    vectors = vectors_by_id(job.embed())
+    today = job.features()
+    bits_ND = bits_of(rows_of(today))
+    np.testing.assert_array_equal(bits_ND.sum(axis=0), [30] * DIMENSION)
+    thresholds_D = np.median(np.stack(list(vectors.values())), axis=0)
+    expected_ND = np.stack([vectors[id] > thresholds_D for id in rows_of(today)["id"].to_pylist()])
+    np.testing.assert_array_equal(bits_ND, expected_ND)
+    pq.write_table(corpus(90, begin=30), job.file)
+    vectors = vectors_by_id(job.embed())
+    tomorrow = job.features()
+    assert tomorrow.table.record.transform == today.table.record.transform is not None
+    expected_ND = np.stack([vectors[id] > thresholds_D for id in rows_of(tomorrow)["id"].to_pylist()])
+    np.testing.assert_array_equal(bits_of(rows_of(tomorrow)), expected_ND)
+
+
+def bits_of(rows: pa.Table) -> NDArray[np.bool_]:
+    codes = np.frombuffer(b"".join(rows["embedding"].to_pylist()), np.uint8).reshape(len(rows), -1)
+    return np.unpackbits(codes, axis=1).astype(np.bool_)
+
+
+def test_a_fit_of_before_these_keys_is_found_and_read(tmp_path: Path) -> None:
+    features = {"projection": "pca", "components": 4, "seed": 0, "fit_rows": 50_000, "clusters": None, "stored": "int8"}
+    settings: dict[str, Any] = {"entity": ["id"], "event_time": "event_timestamp", "pool": "mean", "aggregate": "none"}
+    settings |= {"window_days": 90.0, "dimensions": None, "normalize": True, "int8_scale": "row"} | features
+    job = Job(tmp_path, corpus(20), projection="pca", components=4, stored="int8")
+    key = fingerprint({"recipe": job.embed().record.fingerprint, "settings": settings})
+    transform = fitted(SPREAD_SD, fit(projection="pca", components=4))
+    with np.load(io.BytesIO(transform.to_bytes())) as arrays:
+        of_before = {name: arrays[name] for name in arrays.files if name != "thresholds_K"}
+    stream = io.BytesIO()
+    np.savez(stream, **of_before)
+    again = Transform.from_bytes(stream.getvalue())
+    np.testing.assert_array_equal(again.project(SPREAD_SD), transform.project(SPREAD_SD))
+    assert job.features().table.record.transform == key
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -137,6 +193,8 @@ def test_rows_carry_their_cluster_and_their_cosine_to_each_named_centroid(tmp_pa
         (["features.projection=pca", "features.components=17"], "the vectors before it have 16"),
         (["features.components=4"], "components needs projection"),
         (["features.int8_scale=corpus"], "int8_scale needs stored: int8"),
+        (["features.binary_threshold=median"], "binary_threshold needs stored: binary"),
+        (["features.centroid_measures=distance"], "centroid_measures needs centroids"),
         (["features.centroids=corpus/a.parquet"], "no Parquet file with columns name and embedding"),
     ],
 )

@@ -56,7 +56,8 @@ def check_columns(schema: pa.Schema, wanted: Wanted) -> None:
         for name in names:
             if name not in schema.names:
                 raise ConfigError(
-                    f"features.{key}: the snapshot has no column {name}; it has {', '.join(schema.names)}"
+                    f"features.{key}: the snapshot has no column {name}; it has {', '.join(schema.names)}. Name one "
+                    f"of these, or keep {name} (source.keep_columns) and run `embed`"
                 )
             type = schema.field(name).type
             is_text = pa.types.is_string(type) or pa.types.is_large_string(type)

@@ -10,11 +10,14 @@ import pipeline
 from pipeline.config import Features, JobConfig
 from pipeline.errors import ConfigError
 from pipeline.execution.feature_documents import UTC_MICROSECONDS, Wanted, check_columns
-from pipeline.execution.feature_transform import Centroids, read_centroids, transform_key, vector_fields
+from pipeline.execution.feature_transform import ADDED, Centroids, read_centroids, transform_key, vector_fields
 from pipeline.fingerprint import fingerprint
 from pipeline.storage.feature_tables import FeatureTable, load_feature_table
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot, open_snapshot
+
+EVENT_DATE = "event_date"
+"""In `features.partition_by` and in the table: the day of the event time in UTC."""
 
 BUCKET_BYTES = 128 * 2**20
 """Of float32 vectors in one bucket, and so in one file; several times that is held while it is made."""
@@ -35,7 +38,8 @@ class Origin:
         types = [(name, self.snapshot.schema.field(name).type) for name in self.features.entity]
         keys = [pa.field(name, type, nullable=False) for name, type in types]
         dimension = dimension_of(self.features, self.snapshot)
-        return pa.schema([*keys, *times, *vector_fields(self.features, dimension, self.centroids)])
+        dates = [pa.field(EVENT_DATE, pa.date32(), nullable=False)] if EVENT_DATE in self.features.partition_by else []
+        return pa.schema([*keys, *times, *vector_fields(self.features, dimension, self.centroids), *dates])
 
     @property
     def transform_key(self) -> str | None:
@@ -95,7 +99,8 @@ def table_key(origin: Origin) -> str:
 
 def deciding(features: Features) -> dict[str, Any]:
     """Return the settings that decide the rows of a table."""
-    return features.model_dump(mode="json", exclude={"uri", "name", "ttl_days"})
+    added = features.model_dump(mode="json", include=ADDED - {"keep_tables"}, exclude_defaults=True)
+    return features.model_dump(mode="json", exclude={"uri", "name", "ttl_days"} | ADDED) | added
 
 
 def buckets_of(snapshot: Snapshot) -> int:
@@ -125,6 +130,8 @@ def _check(features: Features, snapshot: Snapshot) -> None:
     if features.stored == "binary" and kept % 8:
         raise ConfigError(f"features.stored: binary needs a multiple of 8 dimensions; these vectors have {kept}")
     own = {*features.entity} & {"cluster"} if features.clusters is not None else set()
-    own |= {name for name in features.entity if features.centroids is not None and name.startswith("cosine_")}
+    measures = ("cosine_", "distance_") if features.centroids is not None else ()
+    own |= {name for name in features.entity if name.startswith(measures)}
+    own |= {*features.entity} & {*features.partition_by} & {EVENT_DATE}
     if own:
         raise ConfigError(f"features.entity names {', '.join(sorted(own))}, which the table uses itself")

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.arrow import vectors_of
 from pipeline.config import Features, JobConfig
 from pipeline.encoder.vectors import finish
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.execution.feature_documents import (
     DOCUMENT,
     UTC_MICROSECONDS,
@@ -23,7 +23,7 @@ from pipeline.execution.feature_documents import (
     read_bucket,
     spill_documents,
 )
-from pipeline.execution.feature_plan import Origin, buckets_of, deciding, plan_features, wanted_of
+from pipeline.execution.feature_plan import EVENT_DATE, Origin, buckets_of, deciding, plan_features, wanted_of
 from pipeline.execution.feature_transform import (
     load_or_fit,
     vector_columns,
@@ -41,6 +41,7 @@ from pipeline.storage.feature_tables import (
     write_pointers,
 )
 from pipeline.storage.filesystem import Store
+from pipeline.storage.partitions import split_by_partition
 from pipeline.storage.snapshots import encode_schema
 
 DAY_US = 24 * 3600 * 10**6
@@ -92,7 +93,8 @@ def view_of(features: Features, table: FeatureTable) -> str:
         "table": record.folder,
         "stored": features.stored,
     }
-    return feature_view(features.name, table.address, table.schema, features.entity, features.ttl_days, tags)
+    schema = pa.schema([field for field in table.schema if field.name != EVENT_DATE])
+    return feature_view(features.name, table.address, schema, features.entity, features.ttl_days, tags)
 
 
 def feature_rows(documents: pa.Table, features: Features) -> tuple[pa.Table, NDArray[np.float32]]:
@@ -124,15 +126,22 @@ def _write_files(origin: Origin, store: Store, table: str, folder: Path) -> Iter
         "settings": deciding(features),
         "transform": origin.transform_key,
     }
-    are_written = False
+    are_written, folders = False, list(features.partition_by)
     for bucket, rows, vectors_MD in _buckets(origin, folder):
         columns = [rows[name] for name in rows.column_names]
         columns += vector_columns(vectors_MD, features, transform, origin.centroids)
+        if EVENT_DATE in folders:
+            columns.append(rows["event_timestamp"].cast(pa.date32()))
         content = pa.table(columns, schema=origin.schema)
-        yield write_feature_file(store, table, f"{bucket:05d}.parquet", content, metadata)
-        are_written = True
+        for partition, indices in split_by_partition(content, folders):
+            if partition is None:
+                raise ConfigError("features.partition_by: a value of the entity cannot name a folder; leave it out")
+            inside = content.take(indices).drop_columns(folders) if folders else content
+            yield write_feature_file(store, table, f"{partition}{bucket:05d}.parquet", inside, metadata)
+            are_written = True
     if not are_written:  # a folder without a file could not be read, nor would it say which columns it has
-        yield write_feature_file(store, table, "00000.parquet", origin.schema.empty_table(), metadata)
+        empty = origin.schema.empty_table().drop_columns(folders)
+        yield write_feature_file(store, table, "00000.parquet", empty, metadata)
 
 
 def _buckets(origin: Origin, folder: Path) -> Iterator[tuple[int, pa.Table, NDArray[np.float32]]]:

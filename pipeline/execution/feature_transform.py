@@ -1,6 +1,6 @@
 """The fitted part of a feature table: fitted once per recipe and settings, kept beside the tables, then used again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline.arrow import fixed_size_list
 from pipeline.config import Features
 from pipeline.encoder.vectors import to_stored
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.features.transforms import Fit, Transform, cosines_to, fitted
+from pipeline.features.transforms import Fit, Transform, cosines_to, distances_to, fitted
 from pipeline.fingerprint import content_hash, fingerprint
 from pipeline.schemas import embedding_fields
 from pipeline.storage.connection import open_filesystem
@@ -24,16 +24,21 @@ from pipeline.storage.filesystem import Store
 
 @dataclass(frozen=True, slots=True)
 class Centroids:
-    """Named vectors, to which the cosine of every row is told."""
+    """Named vectors, of which it is told how near every row is to them."""
 
     names: tuple[str, ...]
     vectors_MD: NDArray[np.float32]
     content_hash: str
 
-    @property
-    def columns(self) -> list[str]:
-        return [f"cosine_{name}" for name in self.names]
+    def columns(self, measures: Sequence[str]) -> list[str]:
+        """Return the columns that tell of them."""
+        return [f"{measure}_{name}" for measure in measures for name in self.names]
 
+
+MEASURES = {"cosine": cosines_to, "distance": distances_to}
+
+ADDED = {"binary_threshold", "centroid_measures", "partition_by", "keep_tables"}
+"""Keys that came later: at their defaults they stand in no fingerprint, or every fit would be made anew for nothing."""
 
 NO_CENTROIDS = Centroids((), np.zeros((0, 0), np.float32), "")
 
@@ -66,21 +71,28 @@ def fit_of(features: Features) -> Fit:
     """Return what the settings fit."""
     has_scale = features.stored == "int8" and features.int8_scale == "corpus"
     return Fit(
-        features.projection, features.components, features.clusters, has_scale, features.normalize, features.seed
+        features.projection,
+        features.components,
+        features.clusters,
+        has_scale,
+        features.normalize,
+        features.seed,
+        features.binary_threshold == "median",
     )
 
 
 def transform_key(features: Features, recipe_fingerprint: str) -> str | None:
     """Return the fingerprint of all that decides a fit but the snapshot; None if there is nothing to fit."""
     fit = fit_of(features)
-    if fit.projection == "none" and fit.clusters is None and not fit.has_scale:
+    if fit.projection == "none" and fit.clusters is None and not fit.has_scale and not fit.has_thresholds:
         return None
     return fingerprint({"recipe": recipe_fingerprint, "settings": fitting_settings(features)})
 
 
 def fitting_settings(features: Features) -> dict[str, Any]:
     """Return the settings that decide what a vector is before and after the fit."""
-    return features.model_dump(mode="json", exclude={"uri", "name", "ttl_days", "centroids"})
+    settings = features.model_dump(mode="json", exclude={"uri", "name", "ttl_days", "centroids"} | ADDED)
+    return settings | ({} if features.binary_threshold == "zero" else {"binary_threshold": features.binary_threshold})
 
 
 def load_or_fit(
@@ -119,7 +131,7 @@ def vector_fields(features: Features, dimension: int, centroids: Centroids) -> l
     """
     kept = features.components or dimension
     clusters = [pa.field("cluster", pa.int32(), nullable=False)] if features.clusters is not None else []
-    cosines = [pa.field(name, pa.float32(), nullable=False) for name in centroids.columns]
+    cosines = [pa.field(name, pa.float32(), nullable=False) for name in centroids.columns(features.centroid_measures)]
     return [*embedding_fields(kept, features.stored), *clusters, *cosines]
 
 
@@ -132,13 +144,15 @@ def vector_columns(
     if transform is not None and len(transform.centers_CK):
         columns.append(pa.array(transform.clusters_of(vectors_MK), pa.int32()))
     if centroids.names:
-        columns += [pa.array(cosine_M) for cosine_M in cosines_to(vectors_MD, centroids.vectors_MD).T]
+        for measure in features.centroid_measures:
+            columns += [pa.array(one_M) for one_M in MEASURES[measure](vectors_MD, centroids.vectors_MD).T]
     return columns
 
 
 def _stored(vectors_MK: NDArray[np.float32], stored: str, transform: Transform | None) -> list[pa.Array]:
     if transform is None or not transform.scale:
-        return to_stored(np.ascontiguousarray(vectors_MK), stored)
+        bits_MK = vectors_MK if transform is None else transform.above_thresholds(vectors_MK)
+        return to_stored(np.ascontiguousarray(bits_MK), stored)
     codes = fixed_size_list(transform.codes_of(vectors_MK), embedding_fields(vectors_MK.shape[1], stored)[0].type)
     return [codes, pa.repeat(pa.scalar(transform.scale, pa.float32()), len(vectors_MK))]
 

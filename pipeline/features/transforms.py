@@ -1,7 +1,7 @@
 """What is fitted once and then the same for every table: PCA, whitening, clusters, named centroids, an int8 scale."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ class Fit:
     normalize: bool
     """Scale projected vectors to length 1."""
     seed: int
+    has_thresholds: bool = False
+    """Whether a bit of a binary code is set above the median of its dimension, not above zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Transform:
     """Of the clusters, among projected vectors; (0, K) = none."""
     scale: float
     """Of int8 codes; 0 = each row has its own."""
+    thresholds_K: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Of binary codes; empty = zero."""
 
     def project(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the projected vectors (N, K), or the same ones if there is no projection."""
@@ -58,6 +62,10 @@ class Transform:
         """Return int8 codes: vector ≈ code · scale; larger numbers saturate."""
         return np.asarray(np.clip(np.rint(vectors_NK / np.float32(self.scale)), -127, 127), np.int8)
 
+    def above_thresholds(self, vectors_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return projected vectors of which the positive numbers are the bits that are set."""
+        return vectors_NK - self.thresholds_K if self.thresholds_K.size else vectors_NK
+
     def to_bytes(self) -> bytes:
         """Return all of it as one .npz file, without pickled objects."""
         stream = io.BytesIO()
@@ -68,6 +76,7 @@ class Transform:
             normalize=np.array(self.normalize),
             centers_CK=self.centers_CK,
             scale=np.array(self.scale),
+            thresholds_K=self.thresholds_K,
         )
         return stream.getvalue()
 
@@ -85,6 +94,7 @@ class Transform:
                 bool(arrays["normalize"]),
                 arrays["centers_CK"],
                 float(arrays["scale"]),
+                arrays["thresholds_K"] if "thresholds_K" in arrays else np.zeros(0, np.float32),
             )
 
 
@@ -100,7 +110,8 @@ def fitted(vectors_SD: NDArray[np.float32], fit: Fit) -> Transform:
     projected_SK = transform.project(vectors_SD)
     centers_CK = none_C0 if fit.clusters is None else _centers(projected_SK, fit.clusters, fit.seed)
     scale = float(np.quantile(np.abs(projected_SK), 1 - CLIPPED)) / 127 if fit.has_scale else 0.0
-    return Transform(mean_D, components_KD, fit.normalize, centers_CK, scale)
+    medians_K = np.median(projected_SK, axis=0) if fit.has_thresholds else np.zeros(0)
+    return Transform(mean_D, components_KD, fit.normalize, centers_CK, scale, medians_K.astype(np.float32))
 
 
 def _projection(vectors_SD: NDArray[np.float32], fit: Fit) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -131,6 +142,11 @@ def _centers(vectors_SK: NDArray[np.float32], clusters: int, seed: int) -> NDArr
 def cosines_to(vectors_ND: NDArray[np.float32], centroids_MD: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the cosine (N, M) of each vector to each centroid; 0 where one of them is zero."""
     return np.asarray(unit(vectors_ND) @ unit(centroids_MD).T, np.float32)
+
+
+def distances_to(vectors_ND: NDArray[np.float32], centroids_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the Euclidean distance (N, M) of each vector to each centroid."""
+    return np.stack([np.linalg.norm(vectors_ND - centroid_D, axis=1) for centroid_D in centroids_MD], axis=1)
 
 
 def unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -61,6 +61,14 @@ class Expiry:
     is_partial: bool
     """Whether a run holds the output, so that what unfinished runs have left had to stay."""
 
+    @property
+    def files(self) -> int:
+        return sum(removal.files for removal in self.removals)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(removal.size_bytes for removal in self.removals)
+
 
 def expire(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expiry:
     """Remove Snapshots beyond the newest ones, and what dead runs have left.

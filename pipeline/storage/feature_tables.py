@@ -86,8 +86,14 @@ class FeatureTable:
         if not self.record.files:
             return pyarrow.dataset.dataset(self.schema.empty_table())
         paths = [f"{self.store.root}/tables/{self.record.folder}/{file['path']}" for file in self.record.files]
+        folders = [self.schema.field(name) for name in self.record.settings.get("partition_by", [])]
         return pyarrow.dataset.dataset(
-            paths, schema=self.schema, format="parquet", filesystem=arrow_filesystem(self.store)
+            paths,
+            schema=self.schema,
+            format="parquet",
+            filesystem=arrow_filesystem(self.store),
+            partitioning=pyarrow.dataset.partitioning(pa.schema(folders), flavor="hive"),
+            partition_base_dir=f"{self.store.root}/tables/{self.record.folder}",
         )
 
 
@@ -101,16 +107,34 @@ def transform_path(key: str) -> str:
     return f"_meta/transforms/{key}.npz"
 
 
-def load_feature_table(store: Store) -> FeatureTable | None:
-    """Return the newest feature table; None if there is none."""
-    found = [key for key in store.files("_meta/tables") if re.fullmatch(r"_meta/tables/\d{8}\.json", key)]
-    content = store.read(max(found)) if found else None
+def table_key_of(number: int) -> str:
+    """Return the key of the object that publishes a feature table."""
+    return f"_meta/tables/{number:08d}.json"
+
+
+def table_numbers(store: Store) -> list[int]:
+    """Return the numbers of all published feature tables, ascending; of one that expired an empty object is left."""
+    found = store.files("_meta/tables").items()
+    matches = (re.fullmatch(r"_meta/tables/(\d{8})\.json", key) for key, stat in found if stat.size_bytes)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def load_feature_table(store: Store, number: int | None = None) -> FeatureTable | None:
+    """Return the feature table of this number, or the newest; None if there is none."""
+    if number is None:
+        numbers = table_numbers(store)
+        if not numbers:
+            return None
+        number = numbers[-1]
+    content = store.read(table_key_of(number))
     if not content:
         return None
     try:
         return FeatureTable(store, FeatureTableRecord(**orjson.loads(content)))
     except (TypeError, ValueError) as error:
-        raise StorageError(f"{store.uri_of(max(found))} is damaged, or of another version: {error}") from error
+        raise StorageError(
+            f"{store.uri_of(table_key_of(number))} is damaged, or of another version: {error}"
+        ) from error
 
 
 def open_feature_table(uri: str) -> FeatureTable:
@@ -156,8 +180,8 @@ def publish_feature_table(store: Store, record: FeatureTableRecord, view: str) -
     strays = sorted(store.files(f"tables/{record.folder}").keys() ^ named)
     if strays:
         raise StorageError(f"{store.uri_of(strays[0])}: files written and files found differ; remove the folder")
-    found = store.put_new(f"_meta/tables/{record.number:08d}.json", orjson.dumps(asdict(record)))
-    if found is not None and orjson.loads(found)["key"] != record.key:
+    found = store.put_new(table_key_of(record.number), orjson.dumps(asdict(record)))
+    if found is not None and (not found or orjson.loads(found)["key"] != record.key):
         raise SnapshotConflict(
             f"feature table {record.number} of {store.uri} was published by another run meanwhile; run again"
         )
