@@ -213,11 +213,15 @@ def _versions(step: Step, old: Sequence[PartRows], new: Sequence[PartRows]) -> I
 def _files(step: Step, ops: _Ops, old: Sequence[PartRows], new: Sequence[PartRows]) -> Iterator[pa.Table]:
     """Yield the rows of the feed, the deleted ones first, in tables of about FILE_BYTES."""
     pending: list[pa.Table] = []
+    pending_bytes = 0
     for rows in chain(_deleted(step, ops, old), _upserted(step, ops, new)):
+        if not len(rows):
+            continue
         pending.append(rows)
-        if sum(table.nbytes for table in pending) >= FILE_BYTES:
+        pending_bytes += rows.nbytes
+        if pending_bytes >= FILE_BYTES:
             yield pa.concat_tables(pending).combine_chunks()
-            pending = []
+            pending, pending_bytes = [], 0
     if pending:
         yield pa.concat_tables(pending).combine_chunks()
 
