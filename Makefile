@@ -8,7 +8,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test chaos check format bench bench-full clean $(VENV)
+.PHONY: help venv demo test chaos check format bench bench-full bench-gpu clean $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ bench: $(STAMP) ## compare with other ways and measure this machine, 20 minutes;
 
 bench-full: $(STAMP) ## every benchmark, the comparisons with 100,000 rows (hours)
 	@$(BIN)/python -m tests.benchmarks --full $(ARGS)
+
+# The python on the path is taken where it has torch of its own, which on a machine with a GPU is the build with CUDA.
+bench-gpu: ## our encoder beside SentenceTransformer.encode on a GPU; without one ARGS='--device cpu --layers 2'
+	@if $(PYTHON) -c 'from importlib.util import find_spec as f; exit(not (f("torch") and f("sentence_transformers") and f("pyarrow")))'; \
+	then $(PYTHON) -m tests.benchmarks.gpu $(ARGS); \
+	else $(MAKE) --no-print-directory venv && $(BIN)/python -m tests.benchmarks.gpu $(ARGS); fi
 
 clean: ## remove .venv and everything made here
 	@rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from tests.benchmarks import corpora
+from tests.benchmarks import corpora, gpu
 from tests.benchmarks.__main__ import _keep, _kept
 from tests.benchmarks.models import m3e_small
+from tests.benchmarks.random_model import Shape, texts_of
 from tests.benchmarks.rounds import Encode, Outcome, Texts, Timed, Variant, interleave, quiet_rounds, ratios
 
 TEXTS = Texts([f"text {n}" for n in range(100)], np.full(100, 100), lambda lengths_N: float(lengths_N.sum()))
@@ -125,3 +127,35 @@ def test_the_figures_of_one_benchmark_outlive_another_run(tmp_path: Path) -> Non
         "encoders": [{"benchmark": "c"}],
         "ids": [{"benchmark": "b"}],
     }
+
+
+def test_the_gpu_benchmark_says_that_there_is_no_gpu_and_measures_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.main(["--folder", str(tmp_path)]) == 0
+    assert "finds no CUDA device here; nothing was measured" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gpu_benchmark_measures_every_way_on_a_cpu_with_the_same_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    arguments = "--device cpu --layers 1 --hidden 64 --corpus reviews --rounds 1 --seconds 0.02 --without-compiler"
+    assert gpu.main([*arguments.split(), "--folder", str(tmp_path)]) == 0
+    lines = orjson.loads((tmp_path / "gpu.json").read_bytes())["lines"]
+    rates = {(line["variant"], line["precision"]): line["tokens_per_second"] for line in lines if "precision" in line}
+    assert len(rates) == 8
+    assert all(rate > 0 for rate in rates.values())
+    assert all(line["min_cosine"] > 0.999 for line in lines if "precision" in line)
+    assert "GEMM ceiling" in capsys.readouterr().out
+
+
+def test_texts_made_for_a_gpu_are_as_long_as_the_reviews_are() -> None:
+    lengths_N = gpu.review_lengths(100_000, 512)
+    found = np.quantile(lengths_N, list(gpu.REVIEW_QUANTILES))
+    assert np.abs(found / list(gpu.REVIEW_QUANTILES.values()) - 1).max() < 0.1
+    shape = Shape(vocabulary=300, max_tokens=64)
+    assert [len(text.split()) + 2 for text in texts_of(np.array([3, 9, 64]), shape)] == [3, 9, 64]

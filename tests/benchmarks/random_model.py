@@ -61,6 +61,7 @@ def make_model(folder: Path, shape: Shape, config_class: str = "BertConfig") -> 
     from sentence_transformers.base.modules.transformer import Transformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
+    transformers.utils.logging.disable_progress_bar()
     staging = folder.with_suffix(".unfinished")
     shutil.rmtree(staging, ignore_errors=True)
     body = staging / "body"

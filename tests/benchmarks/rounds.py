@@ -99,8 +99,17 @@ class Texts:
         return [self.texts[row] for row in rows_B.tolist()]
 
 
+LOOK_TOKENS = 1000
+"""Of the first look that tells how fast a variant is; a GPU is not at its pace with so few."""
+
+
 def interleave(
-    variants: Sequence[Variant], texts: Texts, rounds: int, seconds: float, before_round: Callable[[], None]
+    variants: Sequence[Variant],
+    texts: Texts,
+    rounds: int,
+    seconds: float,
+    before_round: Callable[[], None],
+    look_tokens: int = LOOK_TOKENS,
 ) -> list[Outcome]:
     """Measure all variants in every round on the same texts, as many as they manage in the time together.
 
@@ -108,10 +117,11 @@ def interleave(
         variants: the first is the reference of the cosines, and should be there whatever happens.
         seconds: per variant and round, on average.
         before_round: called at the beginning of each.
+        look_tokens: of the first look at each.
     """
     outcomes = [Outcome(variant) for variant in variants]
     with ExitStack() as stack:
-        ready = [loaded for outcome in outcomes if (loaded := _loaded(outcome, texts, stack))]
+        ready = [loaded for outcome in outcomes if (loaded := _loaded(outcome, texts, look_tokens, stack))]
         count = _shared_count([one for one in ready if not one.outcome.variant.mixed_texts], texts, seconds)
         for number in range(rounds):
             before_round()
@@ -146,12 +156,12 @@ def _rotated(values: list[Ready], by: int) -> list[Ready]:
     return values[at:] + values[:at]
 
 
-def _loaded(outcome: Outcome, texts: Texts, stack: ExitStack) -> Ready | None:
+def _loaded(outcome: Outcome, texts: Texts, look_tokens: int, stack: ExitStack) -> Ready | None:
     """Load a variant and find out how fast it is, roughly; None if it cannot be loaded."""
     _say(f"loading {outcome.variant.name} {outcome.variant.precision}")
     try:
         encode = stack.enter_context(outcome.variant.open())
-        rows_B = texts.as_they_come(0, 1, min(len(texts.texts), max(8, _texts_of(1000, texts))))
+        rows_B = texts.as_they_come(0, 1, min(len(texts.texts), max(8, _texts_of(look_tokens, texts))))
         encode(texts.taken(rows_B))
         started = time.perf_counter()
         encode(texts.taken(rows_B))
