@@ -24,7 +24,7 @@ MAX_DEATHS = 3
 """After so many workers that died over one Block, it is tried in a process that may die, row by row if need be."""
 
 MAX_STRIKES = 3
-"""After so many encoders that failed on everything, a node is left out for the rest of the run."""
+"""After so many encoders that failed on everything, a GPU, or a node without, is left out for the rest of the run."""
 
 ANSWER_SECONDS = 30.0
 """How long a worker waits for the book, which may be starting anew."""
@@ -70,9 +70,9 @@ class Attempts:
     begun: dict[Work, tuple[int, float]] = field(default_factory=dict)
     """Work → how often it was begun since it last ended, and when it was last, on the monotonic clock."""
     strikes: Counter[str] = field(default_factory=Counter)
-    """Node → encoders that have failed there on everything."""
+    """Node, or node/GPU → encoders that have failed there on everything."""
     errors: dict[str, str] = field(default_factory=dict)
-    """Node → what the last of them has said."""
+    """Node, or node/GPU → what the last of them has said."""
     batch_tokens: int | None = None
     trials: Counter[str] = field(default_factory=Counter)
     """Node → trials of engines begun there since the last one that ended."""
@@ -92,13 +92,13 @@ class Attempts:
         self.begun.pop(work, None)
 
     def strike(self, error: str, node: str = ALONE) -> bool:
-        """Note that an encoder failed on everything; return whether another process may try on this node."""
+        """Note that an encoder failed on everything; return whether another process may try there."""
         self.strikes[node] += 1
         self.errors[node] = error
         return node != ALONE and self.strikes[node] < MAX_STRIKES
 
     def forgive(self, node: str = ALONE) -> None:
-        """Note that a fresh encoder works on this node: what failed before was that process, not the node."""
+        """Note that a fresh encoder works there: what failed before was that process, not the node or its GPU."""
         self.strikes.pop(node, None)
 
     def lower(self, batch_tokens: int) -> None:
@@ -106,7 +106,7 @@ class Attempts:
         self.batch_tokens = min(batch_tokens, self.batch_tokens or batch_tokens)
 
     def excluded(self) -> dict[str, str]:
-        """Return the nodes that are left out, with the last error of each."""
+        """Return the nodes and GPUs that are left out, with the last error of each."""
         return {node: self.errors[node] for node, strikes in self.strikes.items() if strikes >= MAX_STRIKES}
 
     def begin_trial(self, node: str = ALONE) -> bool:
@@ -160,17 +160,16 @@ class RemoteAttempts:
         self._book.end.remote(work)
 
     def strike(self, error: str) -> bool:
-        import ray
+        from pipeline.execution.sick_gpus import here
 
-        node = ray.get_runtime_context().get_node_id()
-        logger.warning("event=encoder_sick host=%s node=%s error=%s", socket.gethostname(), node, error)
-        may_try: bool = self._ask("strike", False, f"{socket.gethostname()}: {error}", node)
+        logger.warning("event=encoder_sick host=%s place=%s error=%s", socket.gethostname(), here(), error)
+        may_try: bool = self._ask("strike", False, f"{socket.gethostname()}: {error}", here())
         return may_try
 
     def forgive(self) -> None:
-        import ray
+        from pipeline.execution.sick_gpus import here
 
-        self._book.forgive.remote(ray.get_runtime_context().get_node_id())
+        self._book.forgive.remote(here())
 
     def lower(self, batch_tokens: int) -> None:
         self._book.lower.remote(batch_tokens)

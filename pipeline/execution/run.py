@@ -208,7 +208,7 @@ def _encode_missing(
 ) -> list[BlockReceipt]:
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
-    from pipeline.execution.cluster import configure_data, divide, hosts, start_ray, stop_ray
+    from pipeline.execution.cluster import configure_data, divide, hosts, ray_cores, short_of_cores, start_ray, stop_ray
     from pipeline.execution.streaming import Todo, stream_healthy, watched
 
     watch(Progress("starting Ray"))
@@ -219,6 +219,7 @@ def _encode_missing(
         configure_data()
         shares = divide(config.runtime)
         report.hosts = hosts()
+        report.warnings += short_of_cores(shares, ray_cores())
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         if plan.model.kind != "hashing":
             report.engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
@@ -246,8 +247,10 @@ def _encode_missing(
         receipts = _follow(blocks, workload, journal, report, watch, starting)
         report.engine_choices = attempts.engine_choices()
         report.attention = attempts.attentions_told()
-        for node, error in attempts.excluded().items():
-            report.warnings.append(f"node {node} was left out, its encoders failed on good texts ({error})")
+        for place, error in attempts.excluded().items():
+            node, _, gpus = place.partition("/")
+            what = f"GPU {gpus} of node {node}" if gpus else f"node {node}"
+            report.warnings.append(f"{what} was left out, its encoders failed on good texts ({error})")
         return receipts
     finally:
         if not isinstance(sys.exception(), Stopped):

@@ -21,8 +21,9 @@ from pipeline import errors
 from pipeline.config import Runtime
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import Work
-from pipeline.execution.cluster import Shares, divide
+from pipeline.execution.cluster import Shares, divide, gpus_by_node
 from pipeline.execution.encode_stage import EncodeBlocks
+from pipeline.execution.sick_gpus import SickGpus, sickness_of
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.execution.stages import read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt, Shard
@@ -56,8 +57,8 @@ def stream_healthy(
 ) -> Iterator[BlockReceipt]:
     """Yield the receipt of every missing Block as it is written, in any order, on healthy nodes only.
 
-    When the encoders of a node have failed too often on good texts, the stream ends there, and what is still missing
-    is streamed anew without that node.
+    When the encoders of a GPU, or of a node without, have failed too often on good texts, the stream ends there, and
+    what is still missing is streamed anew without that GPU or node.
 
     Args:
         todo: what is missing.
@@ -72,6 +73,8 @@ def stream_healthy(
     missing = {one.shard.shard_id: one for one in todo}
     blocks_of: dict[str, int] = {}
     left_out: dict[str, str] = {}
+    known: dict[str, str] = {}
+    gpus = SickGpus()
     while True:
         try:
             for receipt in stream_blocks(list(missing.values()), settings, shares, left_out.keys()):
@@ -83,12 +86,12 @@ def stream_healthy(
             return
         except SickDevice:
             sick = settings.attempts.excluded()
-            if sick.keys() <= left_out.keys():
+            if sick.keys() <= known.keys():
                 raise
-            left_out = sick
+            known, left_out = sick, gpus.hold(sickness_of(sick), gpus_by_node())
             missing = {key: one for key, one in missing.items() if len(one.done_blocks) != blocks_of.get(key)}
-            logger.warning("event=nodes_left_out nodes=%s", ",".join(sorted(left_out)))
-            shares = divide(runtime, left_out)
+            logger.warning("event=left_out places=%s", ",".join(sorted(sick)))
+            shares = divide(runtime, left_out, gpus.held())
             settings.attempts.forget_begun()
 
 

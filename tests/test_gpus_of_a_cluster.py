@@ -1,0 +1,98 @@
+"""GPUs of a cluster: shared between encoders, beside enough cores, and a sick one is left out without its node."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.config import Runtime
+from pipeline.errors import ConfigError, EncoderError
+from pipeline.execution.attempts import MAX_STRIKES, Attempts
+from pipeline.execution.cluster import NODE_SHARE, divide, short_of_cores, start_ray, stop_ray
+from pipeline.execution.sick_gpus import SickGpus, Sickness, here, sickness_of
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, **nodes: Mapping[str, float]) -> None:
+    listed = [{"NodeID": name, "Alive": True, "Resources": dict(resources)} for name, resources in nodes.items()]
+    monkeypatch.setattr("ray.nodes", lambda: listed)
+
+
+def test_small_models_share_a_gpu_and_large_ones_take_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster_of(monkeypatch, a={"CPU": 32, "GPU": 4}, b={"CPU": 32, "GPU": 2}, c={"CPU": 64})
+    found = {share: divide(Runtime(gpus_per_encoder=share)) for share in (0.25, 0.4, 0.5, 1, 2, 3)}
+    assert {share: shares.encoders for share, shares in found.items()} == {0.25: 24, 0.4: 12, 0.5: 12, 1: 6, 2: 3, 3: 1}
+    assert all(shares.encoder_gpus == share for share, shares in found.items())
+    assert divide(Runtime()).encoders == 6
+    with pytest.raises(ConfigError, match=r"13 encoders with 0\.5 GPUs each; the cluster's 6 GPUs have room for 12"):
+        divide(Runtime(encoders=13, gpus_per_encoder=0.5))
+
+
+@pytest.mark.parametrize("cores", [2, 8, 16, 128])
+def test_encoders_never_reserve_all_cores_of_a_node_however_many_gpus_it_has(
+    monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    cluster_of(monkeypatch, a={"CPU": cores, "GPU": 8}, b={"CPU": 64, "GPU": 1})
+    for share in (0.25, 0.5, 1):
+        shares = divide(Runtime(gpus_per_encoder=share))
+        assert 0 < 8 / share * shares.encoder_cpus <= max(cores * NODE_SHARE + 8 / share * 0.005, 0.51)
+
+
+def test_a_warning_names_the_cores_that_gpus_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster_of(monkeypatch, a={"CPU": 8, "GPU": 4})
+    shares = divide(Runtime(gpus_per_encoder=0.5))
+    assert short_of_cores(shares, 12) == []
+    assert "8 cores stand beside 4 GPUs, 4 fewer than" in short_of_cores(shares, 8)[0]
+    assert short_of_cores(divide(Runtime(gpus_per_encoder=0)), 1) == []
+
+
+def test_strikes_count_for_each_gpu_alone() -> None:
+    book = Attempts()
+    for strike in range(1, MAX_STRIKES + 1):
+        assert book.strike(f"error {strike}", "node/1") == (strike < MAX_STRIKES)
+        assert book.strike("error", "node/0") or strike == MAX_STRIKES
+        book.forgive("node/0")
+    book.strikes["other"] = MAX_STRIKES
+    book.errors["other"] = "dark"
+    sick = sickness_of(book.excluded())
+    assert (sick.nodes, sick.gpus) == ({"other": "dark"}, {"node": {"1": "error 3"}})
+
+
+def test_encoders_are_as_many_as_healthy_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster_of(monkeypatch, a={"CPU": 32, "GPU": 4}, b={"CPU": 32, "GPU": 2})
+    assert divide(Runtime(), {}, {"a": 1}).encoders == 5
+    assert divide(Runtime(encoders=6), {}, {"a": 1}).encoders == 5
+    assert divide(Runtime(), {"b": "dark"}, {"a": 3}).encoders == 1
+    with pytest.raises(EncoderError, match="no healthy encoder is left"):
+        divide(Runtime(), {"a": "dark", "b": "dark"}, {})
+
+
+def test_a_node_whose_gpus_are_all_sick_is_left_out_whole() -> None:
+    sick = Sickness({"c": "dark"}, {"a": {"0": "one", "1": "two"}})
+    assert SickGpus().hold(sick, {"a": 2, "c": 8}) == {"c": "dark", "a": "two"}
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray that believes in two GPUs; nothing is ever computed on them."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    begin = ray.init
+    monkeypatch.setattr("ray.init", lambda **options: begin(**options, num_cpus=2, num_gpus=2))
+    start_ray(Runtime())
+    yield
+    stop_ray()
+
+
+def test_a_sick_gpu_is_held_and_only_the_healthy_one_is_given_to_encoders(two_gpus: None) -> None:
+    node, *_ = ray.nodes()
+    place = ray.remote(num_gpus=0.5, num_cpus=0)(here)
+    assert ray.get(ray.remote(num_cpus=0)(here).remote()) == node["NodeID"]
+    first = ray.get(place.remote())
+    assert first in (f"{node['NodeID']}/0", f"{node['NodeID']}/1")
+    gpus, sick = SickGpus(), sickness_of({first: "NaN for everything"})
+    for _ in range(2):  # what is held already is not held anew
+        assert gpus.hold(sick, {node["NodeID"]: 2}) == {}
+        assert gpus.held() == {node["NodeID"]: 1}
+    assert divide(Runtime(), {}, gpus.held()).encoders == 1
+    others: list[Any] = ray.get([place.remote() for _ in range(6)])
+    assert set(others) == {f"{node['NodeID']}/{1 - int(first[-1])}"}
