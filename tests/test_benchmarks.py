@@ -138,6 +138,7 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu_and_measures_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_measures_every_way_on_a_cpu_with_the_same_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
