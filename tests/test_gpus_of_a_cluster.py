@@ -1,6 +1,7 @@
 """GPUs of a cluster: shared between encoders, beside enough cores, and a sick one is left out without its node."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.execution.attempts import MAX_STRIKES, Attempts
 from pipeline.execution.cluster import NODE_SHARE, divide, short_of_cores, start_ray, stop_ray
+from pipeline.execution.model import ModelReference, open_encoder
 from pipeline.execution.sick_gpus import SickGpus, Sickness, here, sickness_of
+from tests.test_batching import tokens_of
 
 
 def cluster_of(monkeypatch: pytest.MonkeyPatch, **nodes: Mapping[str, float]) -> None:
@@ -70,6 +73,15 @@ def test_encoders_are_as_many_as_healthy_gpus(monkeypatch: pytest.MonkeyPatch) -
 def test_a_node_whose_gpus_are_all_sick_is_left_out_whole() -> None:
     sick = Sickness({"c": "dark"}, {"a": {"0": "one", "1": "two"}})
     assert SickGpus().hold(sick, {"a": 2, "c": 8}) == {"c": "dark", "a": "two"}
+
+
+def test_an_encoder_that_has_reserved_no_gpu_takes_none_though_it_sees_one(
+    m3e_small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as Ray shows it
+    model = ModelReference("local", str(m3e_small), "", False, False)
+    encoder = open_encoder(model, "float32", "", 1, device="cpu")
+    assert (encoder.device, encoder.encode(tokens_of([5, 9])).shape) == ("cpu", (2, 512))
 
 
 @pytest.fixture

@@ -130,6 +130,7 @@ class SentenceTransformerEncoder:
         threads: CPU threads of the forward pass; 0 leaves the default.
         engine: torch; torch-compile, which compiles the layers of the Transformer for the device; or openvino, which
             computes the Transformer on the CPU. The other modules are torch in any case.
+        device: cpu, or auto: a GPU where this process sees one.
         attention: padded, flash_attention_2, torch_varlen or reference_varlen; None chooses.
 
     Raises:
@@ -146,6 +147,7 @@ class SentenceTransformerEncoder:
         allow_pickled_weights: bool = False,
         engine: str = "torch",
         attention: str | None = None,
+        device: str = "auto",
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
@@ -153,7 +155,7 @@ class SentenceTransformerEncoder:
         if not is_torch:
             number_type(compute)  # before a model is loaded for nothing
         torch.set_float32_matmul_precision("highest")  # float32 is never TF32, whatever others in this process have set
-        place = "cuda" if is_torch and torch.cuda.is_available() else "cpu"
+        place = "cuda" if is_torch and device == "auto" and torch.cuda.is_available() else "cpu"
         self.emulates = is_torch and not _is_native(compute, place)
         is_packed = engine == "torch" and place == "cpu" and not self.emulates and can_prepack()
         self._is_mixed = is_packed and compute == "bfloat16"

@@ -107,7 +107,8 @@ class EncodeBlocks:
 
     def _opening(self, engine: str) -> Callable[[], Encoder]:
         spec = self.settings
-        return partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine)
+        device = "cpu" if spec.threads else "auto"  # Ray 2.60 shows all GPUs of a node to who has reserved none
+        return partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine, device)
 
     def _try_engines(self, tokens: TokenBatch, encoded: Encoded) -> None:
         """Go on with the fastest engine of the device, once this encoder has worked so long that a trial will pay.

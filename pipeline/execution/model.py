@@ -125,7 +125,9 @@ def describe(model: ModelReference) -> ModelDescription:
     )
 
 
-def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int, engine: str = "torch") -> Encoder:
+def open_encoder(
+    model: ModelReference, compute: str, prompt: str, threads: int, engine: str = "torch", device: str = "auto"
+) -> Encoder:
     """Load the model on this node's device.
 
     Args:
@@ -133,6 +135,7 @@ def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int,
         prompt: stands before every text; some models leave it out of the pooling.
         threads: CPU threads of a forward pass.
         engine: torch | torch-compile | openvino.
+        device: cpu | auto; auto = a GPU where this process sees one.
 
     Raises:
         EncoderError: the model cannot be loaded, or not with this engine.
@@ -149,6 +152,7 @@ def open_encoder(model: ModelReference, compute: str, prompt: str, threads: int,
         "trust_remote_code": model.trust_remote_code,
         "allow_pickled_weights": model.allow_pickled_weights,
         "engine": engine,
+        "device": device,
     }
     load: Callable[..., Encoder] = SentenceTransformerEncoder
     return load(str(local_folder(model)), compute, prompt, threads, **rights)
