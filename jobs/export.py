@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import sys
 import time
 from dataclasses import asdict
 
@@ -14,6 +15,8 @@ MODULES = {
     "lance": "pipeline.export.lance_dataset",
     "faiss": "pipeline.export.faiss_index",
 }
+
+CHECK_FAILED = 4
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,13 +32,16 @@ def run(options: argparse.Namespace) -> int:
     snapshot = open_snapshot(output_of(options.output, options.overrides).uri, options.snapshot)
     exported = importlib.import_module(MODULES[to]).export(snapshot, uri)
     seconds = time.monotonic() - started
+    if exported.failed_check:
+        print(f"error: {exported.uri}: {exported.failed_check}", file=sys.stderr)
+    code = CHECK_FAILED if exported.failed_check else 0
     if options.json:
         print(orjson.dumps(asdict(exported) | {"seconds": round(seconds, 3)}).decode())
-        return 0
+        return code
     came = f"exported in {duration(seconds)}" if exported.is_new else "stands there; nothing to do"
     print(f"Snapshot {exported.snapshot} of {snapshot.store.uri} {came}")
     print(f"  {to:<10}  {exported.uri}, version {exported.version}, {thousands(exported.rows)} rows")
     facts = [(key, exported.facts[key]) for key in ("recall_at_10", "lists", "lists_searched") if key in exported.facts]
     if facts:
         print(f"  {'index':<10}  {', '.join(f'{key} {value}' for key, value in facts)}")
-    return 0
+    return code

@@ -149,6 +149,20 @@ def test_the_index_finds_the_neighbours_that_exact_search_finds(
     assert Store(uri).read("LATEST") == f"{exported['version']}\n".encode()
 
 
+def test_an_index_that_finds_too_few_neighbours_is_told_with_exit_code_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_index, "EXACT_ROWS", 10)
+    monkeypatch.setattr(faiss_index, "ENOUGH_RECALL", 1.01)
+    publish(tmp_path, str(tmp_path / "out"), 200)
+    for _ in range(2):  # an index that stands is judged as one that is written
+        assert main(["export", str(tmp_path / "out"), "--to", "faiss", str(tmp_path / "index"), "--json"]) == 4
+        printed = capsys.readouterr()
+        assert "below 1.01, with all lists searched" in printed.err
+        facts = orjson.loads(printed.out)["facts"]
+        assert facts["lists_searched"] == facts["lists"] > 1
+
+
 def test_the_index_is_written_from_s3_to_s3(tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     output, uri = f"s3://{bucket}/out", f"s3://{bucket}/index"
     publish(tmp_path, output, ROWS)

@@ -36,7 +36,7 @@ QUERIES = 256
 ENOUGH_RECALL = 0.95
 """The index looks into more of its lists until it finds so many of the true neighbours, if it can."""
 
-FACTS = "index.json"
+FACTS, RECALL = "index.json", f"recall_at_{NEIGHBOURS}"
 
 
 def export(snapshot: Snapshot, uri: str) -> Exported:
@@ -65,7 +65,9 @@ def export(snapshot: Snapshot, uri: str) -> Exported:
         store.put("LATEST", f"{folder}\n".encode())
         store.remove_empty_folders("_meta")
     facts = facts if found is None else orjson.loads(found)
-    return Exported("faiss", store.uri, snapshot.number, facts["rows"], folder, found is None, facts)
+    recall = facts[RECALL]
+    missed = "" if recall >= ENOUGH_RECALL else f"{RECALL} is {recall}, below {ENOUGH_RECALL}, with all lists searched"
+    return Exported("faiss", store.uri, snapshot.number, facts["rows"], folder, found is None, facts, missed)
 
 
 def _build(faiss: Any, snapshot: Snapshot, folder: Path) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _build(faiss: Any, snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "metric": "inner product",
         "lists": lists,
         "lists_searched": index.nprobe if lists else 0,
-        f"recall_at_{NEIGHBOURS}": round(recall, 4),
+        RECALL: round(recall, 4),
         "queries": len(queries_Q),
         "size_bytes": (folder / "index.faiss").stat().st_size,
     }

@@ -26,6 +26,8 @@ class Exported:
     """False = it stood there already."""
     facts: dict[str, Any]
     """What else there is to tell."""
+    failed_check: str = ""
+    """What is not as good as it should be; empty if nothing is."""
 
 
 def library(package: str, extra: str) -> Any:
