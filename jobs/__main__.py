@@ -19,6 +19,7 @@ COMMANDS = {
     "diff": "say which ids one snapshot has that another has not, and which have another text",
     "changes": "write the feeds of changes that are missing, and say which there are",
     "status": "show what is published in an output, which run works on it, and what a run now would do",
+    "report": "say where the page about the newest run lies, open it, or draw it anew with texts",
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
     "export": "write a published snapshot as a Delta table, a Lance dataset or a FAISS index",
@@ -139,12 +140,17 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"
         command.add_argument("--seconds", type=float, default=90.0, help=budget)
-    if name in ("status", "verify", "expire", "diff", "changes", "export"):
+    if name in ("status", "report", "verify", "expire", "diff", "changes", "export"):
         command.add_argument("output", help="address of an output, or the config file (.yaml) that names it")
         if name == "diff":
             command.add_argument("before", type=int, help="number of a snapshot")
             command.add_argument("after", type=int, help="number of another")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
+    if name == "report":
+        command.add_argument("--open", action="store_true", help="show it in a browser")
+        texts = "draw the page anew, with texts of the source and their nearest neighbours; written to --to only"
+        command.add_argument("--with-texts", action="store_true", help=texts)
+        command.add_argument("--to", metavar="FILE", help="draw the page anew into this file (report.html with texts)")
     if name == "plan":
         command.add_argument("--estimate", action="store_true", help="sample the source and measure this machine")
         rate = "of one encoder on the device that will run it, for instance by `tune` there; nothing is measured here"

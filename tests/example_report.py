@@ -2,7 +2,10 @@
 
 import math
 
+import numpy as np
+
 from pipeline.execution.metrics import RunReport
+from pipeline.execution.vector_map import VectorMap
 
 FOLDER = "s3://features/reviews/snapshots/00000042-9f2c4be1d0a7"
 
@@ -38,6 +41,7 @@ def example_report() -> RunReport:
             "stored": "float32",
         },
         fingerprint="c0a8e1f3b7d24c6f9a5e08b1d3f7264e",
+        source=["s3://corpus/reviews/"],
         source_files=40,
         source_bytes=1_934_112,
         shards=40,
@@ -48,6 +52,7 @@ def example_report() -> RunReport:
         quarantined=23,
         deduplicated=137,
         reasons={"invalid_utf8": 4, "empty_text": 17, "null_text": 2},
+        positions={"null_text": ["s3://corpus/reviews/part-0003.parquet, row 17"]},
         parts=80,
         bytes_written=52_114_882,
         vectors=7840,
@@ -59,7 +64,11 @@ def example_report() -> RunReport:
         seconds={"plan": 0.7, "start": 5.9, "run": 38.4, "publish": 0.4, "total": 45.4},
         stage_seconds={"read": 2.1, "tokenize": 6.4, "encode": 67.9, "write": 3.3},
         timeline=example_timeline(),
+        batches=480,
+        batch_splits=2,
+        retries=1,
         encoders=2,
+        hosts=["node-1 (16 CPUs, 2 GPUs, 64 GB)"],
         device="cpu (2 cores)",
         versions={
             "pipeline": "0.1.0",
@@ -69,5 +78,27 @@ def example_report() -> RunReport:
             "pyarrow": "26.0.1",
         },
         started_at="2026-10-14T02:00:07+00:00",
+        estimate={
+            "shards": 37,
+            "shards_read": 12,
+            "tokens": 571_000,
+            "truncated_fraction": 0.009,
+            "output_bytes": 51_000_000,
+            "seconds": {"start": 6.0, "run": 41.0, "total": 47.0},
+            "price_per_hour": 2.5,
+            "cost": 0.065,
+            "notes": ["the machine was busy"],
+        },
         report_uri="s3://features/reviews/reports/9f2c4be1d0a7.html",
+    )
+
+
+def example_map(points: int = 300) -> VectorMap:
+    """Return three clouds of vectors, two of them with a label of their own."""
+    numbers = np.random.default_rng(5)
+    centres = {"pos": (1.0, 0.4), "neg": (-1.0, 0.2), "null": (0.1, -0.8)}
+    groups = [list(centres)[n % 3] for n in range(points)]
+    places = [numbers.normal(centres[group], 0.25).tolist() for group in groups]
+    return VectorMap(
+        tuple((x, y, group) for (x, y), group in zip(places, groups, strict=True)), "label", tuple(centres), 0.21, 7840
     )

@@ -92,6 +92,7 @@ def run_inline(
     with (
         patch.object(execution, "_encode_missing", encode_missing),
         patch.object(execution, "JOURNAL_SECONDS", 0.0),
-        patch.object(execution, "render_html", lambda report: ""),
+        patch.object(execution, "_map_of", lambda store, report: None),
+        patch.object(execution, "render_html", lambda report, vectors: ""),
     ):
         return execution.run(config, lambda progress: None, retry)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.execution import charts
+from pipeline.execution.comparison import compared
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.report import (
     bottleneck,
@@ -27,7 +28,8 @@ from pipeline.execution.report import (
     report_json,
     sentence,
 )
-from tests.example_report import example_report
+from pipeline.execution.vector_map import Neighbours
+from tests.example_report import example_map, example_report
 
 BROWSER_ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
@@ -49,7 +51,7 @@ def find_browser() -> str | None:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return render_html(example_report())
+    return render_html(example_report(), example_map())
 
 
 @pytest.fixture
@@ -181,6 +183,46 @@ def test_only_buckets_between_the_shortest_and_the_longest_text_are_drawn() -> N
     ]
 
 
+def test_positions_of_quarantined_rows_stand_beside_their_reason(page: str) -> None:
+    assert "null_text 2 <0.1 % s3://corpus/reviews/part-0003.parquet, row 17" in text_of(page)
+
+
+def test_what_was_estimated_stands_beside_what_happened(page: str) -> None:
+    figures = {one.name: one for one in compared(example_report())}
+    assert figures["Tokens"].off == pytest.approx(571_000 / 580_213 - 1)
+    assert figures["Time in all"].told == "+3.5 %"
+    assert "Tokens 571,000 580,213 −1.6 %" in text_of(page)
+    assert "from 12 of 37 Shards; the machine was busy" in text_of(page)
+    assert compared(replace(example_report(), estimate=None)) == []
+    assert compared(replace(example_report(), outcome="failed")) == []
+
+
+def test_the_cost_is_that_of_the_encoders_for_as_long_as_they_were_held() -> None:
+    report = example_report()
+    assert report.cost == pytest.approx(2.5 * 2 * (5.9 + 38.4) / 3600)
+    assert replace(report, estimate=None).cost is None
+
+
+def test_the_map_tells_which_colour_is_which_value_and_how_much_it_shows(page: str) -> None:
+    text = text_of(page)
+    assert "300 of 7,840 vectors on their two main directions, which hold 21 % of the variance" in text
+    assert "label = pos label = neg label = null" in text
+    assert 'id="map"' not in render_html(example_report())
+
+
+def test_texts_stand_in_the_page_only_where_they_are_given(page: str) -> None:
+    assert "Nearest neighbours" not in text_of(page)
+    shown = render_html(example_report(), example_map(), [Neighbours("a <b> text", ((0.912, "its neighbour"),))])
+    assert "a &lt;b&gt; text" in shown
+    assert "0.912 its neighbour" in text_of(shown)
+
+
+def test_a_report_is_drawn_alike_from_its_json() -> None:
+    again = RunReport.from_json(json.loads(report_json(example_report())))
+    assert again == example_report()
+    assert RunReport.from_json({"outcome": "failed", "output_uri": "out", "of_another_version": 1}).outcome == "failed"
+
+
 def test_the_json_keeps_the_order_of_the_fields_and_derived_figures() -> None:
     report = json.loads(report_json(example_report()))
     assert list(report)[:3] == ["outcome", "output_uri", "run_key"]
@@ -216,10 +258,10 @@ def test_importing_the_report_loads_no_chart_library() -> None:
 def test_a_browser_draws_every_chart_and_complains_of_nothing(page: str, browse: Browse) -> None:
     dom, complaints = browse(page)
     assert complaints == []
-    for chart in ("throughput", "rows", "histogram", "stages"):
+    for chart in ("throughput", "rows", "histogram", "stages", "map"):
         figure = re.search(rf'<figure id="{chart}">.*?</figure>', dom, re.DOTALL)
         assert figure, chart
-        marks = re.findall(r'aria-roledescription="(?:area mark|bar)"', figure.group())
+        marks = re.findall(r'aria-roledescription="(?:area mark|bar|circle)"', figure.group())
         assert marks, chart
 
 

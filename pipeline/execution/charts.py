@@ -19,6 +19,9 @@ MOST_INTERVALS = 48
 TIME_UNITS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
 """Units of a time axis; each serves up to 300 of it."""
 
+GROUP_COLOURS = tuple(f"var(--group-{number})" for number in range(1, 8))
+"""Of the page; the last is for all groups that have no colour of their own."""
+
 Timeline = Sequence[tuple[float, int, int]]
 
 
@@ -132,8 +135,12 @@ def histogram_svg(histogram: Sequence[int]) -> str | None:
     return _svg(bars + counts, "Rows by tokens per row")
 
 
-def stages_svg(stage_seconds: dict[str, float]) -> str | None:
-    """Draw seconds per stage as horizontal bars with their shares; None if no stage took time."""
+def stages_svg(stage_seconds: dict[str, float], waited: float = 0.0) -> str | None:
+    """Draw seconds per stage as horizontal bars with their shares; None if no stage took time.
+
+    Args:
+        waited: seconds for which encoders stood idle, a bar of its own.
+    """
     import altair as alt
 
     shares = stage_shares(stage_seconds)
@@ -143,6 +150,10 @@ def stages_svg(stage_seconds: dict[str, float]) -> str | None:
     for entry in shares:
         entry["label"] = f"{percent(entry['share'])} · {duration(entry['seconds'])}"
         entry["colour"] = "var(--accent)" if entry["seconds"] == longest else "var(--accent-mid)"
+    if waited:
+        label = duration(waited)
+        shares.append({"stage": "idle", "seconds": waited, "label": label, "colour": "var(--axis)"})
+        longest = max(longest, waited)
     names = alt.Axis(labelFontSize=13, labelColor="var(--ink)", labelPadding=8)
     base = alt.Chart(alt.InlineData(values=shares)).encode(
         x=alt.X("seconds:Q", axis=None, scale=alt.Scale(domain=[0, longest * 1.45], nice=False)),
@@ -151,6 +162,23 @@ def stages_svg(stage_seconds: dict[str, float]) -> str | None:
     bars = base.mark_bar(height=26, cornerRadiusEnd=2).encode(color=alt.Color("colour:N", scale=None))
     labels = base.mark_text(align="left", dx=7, color="var(--ink)", fontSize=13).encode(text="label:N")
     return _svg(bars + labels, "Seconds per stage, summed over all workers")
+
+
+def map_svg(points: Sequence[tuple[float, float, str]], groups: Sequence[str]) -> str:
+    """Draw vectors on a plane, coloured by group; the page tells which colour is which.
+
+    Args:
+        points: (x, y, group).
+        groups: in the order of GROUP_COLOURS.
+    """
+    import altair as alt
+
+    colours = dict(zip(groups, GROUP_COLOURS, strict=False))
+    values = [{"x": x, "y": y, "colour": colours.get(group, GROUP_COLOURS[0])} for x, y, group in points]
+    plane = alt.Chart(alt.InlineData(values=values)).mark_circle(size=34, opacity=0.55)
+    hidden = {"axis": None, "scale": alt.Scale(zero=False, nice=False, padding=8)}
+    drawn = plane.encode(x=alt.X("x:Q", **hidden), y=alt.Y("y:Q", **hidden), color=alt.Color("colour:N", scale=None))
+    return _svg(drawn, "A sample of the vectors on their two main directions", width=2 * WIDTH, height=2 * HEIGHT)
 
 
 def _area(points: Sequence[tuple[float, float]], interpolate: Literal["linear", "step-after"]) -> "alt.Chart":
@@ -169,12 +197,12 @@ def _area(points: Sequence[tuple[float, float]], interpolate: Literal["linear", 
     return drawn
 
 
-def _svg(chart: "alt.LayerChart | alt.Chart", description: str) -> str:
+def _svg(chart: "alt.LayerChart | alt.Chart", description: str, width: float = WIDTH, height: float = HEIGHT) -> str:
     """Render a chart to an SVG element; colours stay CSS variables, so that one serves both themes."""
     import vl_convert
 
     spec = (
-        chart.properties(width=WIDTH, height=HEIGHT, background="transparent")
+        chart.properties(width=width, height=height, background="transparent")
         .configure_view(stroke=None)
         .configure_axis(
             labelColor="var(--muted)",

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.encoder.engines import EngineChoice
+from pipeline.execution.lineage import run_event
 from pipeline.records import BlockReceipt
 
 Outcome = Literal["published", "nothing_to_do", "failed"]
@@ -209,6 +210,14 @@ class RunReport:
         self.parts += sum(part.kind == "embeddings" for part in receipt.parts)
         self.vectors += sum(part.rows for part in receipt.parts if part.kind == "embeddings")
 
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "RunReport":
+        """Return the report that was written as JSON; fields of other versions are left out."""
+        known = {name: value[name] for name in RunReport.__slots__ if name in value}
+        known["timeline"] = [(seconds, rows, tokens) for seconds, rows, tokens in value.get("timeline", [])]
+        known["engine_choices"] = [EngineChoice(**choice) for choice in value.get("engine_choices", [])]
+        return RunReport(**known)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, derived figures included."""
         return asdict(self) | {
@@ -218,4 +227,5 @@ class RunReport:
             "encoder_busy": self.encoder_busy,
             "encoder_hours": self.encoder_hours,
             "cost": self.cost,
+            "lineage": run_event(self),
         }

@@ -1,17 +1,17 @@
 """A RunReport as one HTML page to look at, and as one JSON object."""
 
 import json
-import statistics
-from collections import Counter
-from datetime import UTC, datetime
-from itertools import chain
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipeline.execution.comparison import compared
+from pipeline.execution.report_tables import equation, facts, key_figures, moment, plain
 from pipeline.units import byte_size, counted, duration, percent, thousands
 
 if TYPE_CHECKING:
     from pipeline.execution.metrics import RunReport
+    from pipeline.execution.vector_map import Neighbours, VectorMap
 
 ENCODER_BOUND = 0.8
 """Busy share of the encoders above which they, and not the stages around them, set the pace."""
@@ -62,16 +62,15 @@ def sentence(report: "RunReport") -> str:
     return ", ".join([became, *(f"{thousands(rows)} {fate}" for rows, fate in fates if rows)]) + "."
 
 
-def encoder_busy(report: "RunReport") -> float | None:
-    """Return the share of the run in which an encoder was computing, 0 to 1; None if not measured."""
-    available = report.encoders * report.seconds.get("run", 0.0)
-    return min(1.0, report.stage_seconds.get("encode", 0.0) / available) if available else None
+def waited_seconds(report: "RunReport") -> float:
+    """Return how long encoders stood idle while the run went on, summed over them."""
+    return max(0.0, report.encoders * report.seconds.get("run", 0.0) - report.stage_seconds.get("encode", 0.0))
 
 
 def bottleneck(report: "RunReport") -> str | None:
     """Return which stage set the pace and which knob to turn; None if no time was measured."""
     others = {stage: spent for stage, spent in report.stage_seconds.items() if stage != "encode"}
-    busy = encoder_busy(report)
+    busy = report.encoder_busy
     if busy is None or not any(report.stage_seconds.values()):
         return None
     computed = f"The encoders computed {percent(busy)} of the run"
@@ -112,10 +111,16 @@ def reading_snippets(folder_uri: str) -> dict[str, str]:
     }
 
 
-def render_html(report: "RunReport") -> str:
+def render_html(
+    report: "RunReport", vectors: "VectorMap | None" = None, neighbours: "Sequence[Neighbours]" = ()
+) -> str:
     """Return the run as one self-contained HTML page: no script, no font, nothing from the network.
 
     Charts that have nothing to show are replaced by a sentence that says so.
+
+    Args:
+        vectors: a sample of what was published, to draw.
+        neighbours: texts to show; without them no text stands in the page.
     """
     from importlib.resources import files
 
@@ -123,28 +128,26 @@ def render_html(report: "RunReport") -> str:
 
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters.update(bytes=byte_size, thousands=thousands, duration=duration, percent=percent)
+    from pipeline.execution import charts
+
     template = page.from_string(files("pipeline.execution").joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
         report=report,
         headline=headline(report),
         sentence=sentence(report),
-        started=_moment(report.started_at),
-        figures=_key_figures(report),
-        equation=_equation(report),
-        charts=_charts(report),
+        started=moment(report.started_at),
+        figures=key_figures(report),
+        equation=equation(report),
+        charts=_charts(report, vectors),
         bottleneck=bottleneck(report),
-        recipe={name: _plain(value) for name, value in report.recipe.items()},
-        facts=_facts(report),
+        recipe={name: plain(value) for name, value in report.recipe.items()},
+        facts=facts(report),
+        compared=compared(report),
+        vectors=vectors,
+        colours=charts.GROUP_COLOURS,
+        neighbours=neighbours,
         snippets=reading_snippets(report.folder) if report.folder else {},
     )
-
-
-def _moment(started_at: str) -> str:
-    """Return an ISO 8601 time as a person writes it, or unchanged if it is not one."""
-    try:
-        return datetime.fromisoformat(started_at).astimezone(UTC).strftime("%-d %B %Y, %H:%M UTC")
-    except ValueError:
-        return started_at
 
 
 def _quoted(text: str) -> str:
@@ -152,42 +155,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _plain(value: Any) -> str:
-    """Return a recipe value as the config spells it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _key_figures(report: "RunReport") -> list[tuple[str, str, str]]:
-    """Return the big numbers of the page: label, figure, and a note beneath."""
-    run, total = report.seconds.get("run"), report.seconds.get("total")
-    vectors = f"{thousands(report.embedded + report.reused)} with a vector"
-    encoded = f"{report.tokens / report.embedded:.0f} per row" if report.embedded and report.tokens else ""
-    where = " on ".join(filter(None, [counted(report.encoders, "encoder"), report.device])) if report.encoders else ""
-    return [
-        ("Rows read", thousands(report.rows_read), vectors),
-        ("Tokens", thousands(report.tokens), encoded),
-        ("Tokens per second", thousands(report.tokens_per_second) if run else "–", where),
-        (
-            "Duration",
-            duration(total) if total is not None else "–",
-            f"{duration(run)} encoding" if run else "",
-        ),
-        ("Written", byte_size(report.bytes_written), counted(report.parts, "Part")),
-        ("Dimension", thousands(report.dimension), str(report.recipe.get("stored", ""))),
-    ]
-
-
-def _equation(report: "RunReport") -> dict[str, Any]:
-    """Return the reconciliation: what was read, what became of it, and whether the two are equal."""
-    names = ("embedded", "reused", "quarantined", "deduplicated")
-    return {
-        "read": report.rows_read,
-        "terms": [(name, getattr(report, name)) for name in names],
-        "difference": abs(report.rows_read - report.accounted),
-    }
-
-
-def _charts(report: "RunReport") -> dict[str, Any]:
+def _charts(report: "RunReport", vectors: "VectorMap | None") -> dict[str, Any]:
     """Return the drawings as safe markup: they hold numbers and our own words, nothing from outside."""
     from markupsafe import Markup
 
@@ -197,46 +165,7 @@ def _charts(report: "RunReport") -> dict[str, Any]:
         "throughput": charts.throughput_svg(report.timeline, report.tokens_per_second),
         "rows": charts.rows_svg(report.timeline),
         "histogram": charts.histogram_svg(report.token_histogram),
-        "stages": charts.stages_svg(report.stage_seconds),
+        "stages": charts.stages_svg(report.stage_seconds, waited_seconds(report)),
+        "map": charts.map_svg(vectors.points, vectors.groups) if vectors else None,
     }
     return {name: Markup(svg) if svg else None for name, svg in drawings.items()}
-
-
-def _engine(report: "RunReport") -> str:
-    """Return what computed the forward passes, and what trials of other engines came to."""
-    choices = report.engine_choices
-    if not choices:
-        return report.engine
-    figures = {
-        name: statistics.median(rates)
-        for name in sorted({name for choice in choices for name in choice.tokens_per_second})
-        if (rates := [c.tokens_per_second[name] for c in choices if name in c.tokens_per_second])
-    }
-    ends = ", ".join(f"{name} {times}" for name, times in Counter(choice.engine for choice in choices).most_common())
-    speeds = ", ".join(f"{name} {thousands(rate)} tokens/s" for name, rate in figures.items())
-    passed_over = dict(chain.from_iterable(choice.passed_over.items() for choice in choices))
-    reasons = [f"{name} passed over: {why}" for name, why in passed_over.items()]
-    return "; ".join(filter(None, [f"{report.engine}; by trial: {ends}", speeds, *reasons]))
-
-
-def _facts(report: "RunReport") -> dict[str, str]:
-    """Return what ran, where and on what, without what is unknown."""
-    facts = {
-        "started": _moment(report.started_at),
-        "source": f"{counted(report.source_files, 'file')}, {byte_size(report.source_bytes)}",
-        "shards": f"{report.shards:,}, of which {report.shards_reused:,} were done before",
-        "texts encoded": f"{report.encoded_texts:,}" if report.encoded_texts != report.embedded else "",
-        "known texts": f"{report.taken_over:,} rows of new or changed files" if report.taken_over else "",
-        "output": report.output_uri,
-        "snapshot folder": report.folder,
-        "run": report.run_key,
-        "fingerprint": report.fingerprint,
-        "device": report.device,
-        "encoders": str(report.encoders) if report.encoders else "",
-        "engine": _engine(report),
-        "attention": "; ".join(report.attention),
-        "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
-        "time": ", ".join(f"{phase} {duration(spent)}" for phase, spent in report.seconds.items()),
-        "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
-    }
-    return {name: value for name, value in facts.items() if value}

@@ -31,18 +31,20 @@ from pipeline.execution.lending import RemoteLedger
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, looks_for_repeats, make_plan
+from pipeline.execution.positions import positions_of
 from pipeline.execution.publish import publish
 from pipeline.execution.repeats import look_through, repeated_texts
 from pipeline.execution.report import render_html, report_json
 from pipeline.execution.reuse import with_index
 from pipeline.execution.rounds import planned_redo
 from pipeline.execution.settings import output_dimension, recipe_facts, stage_settings
+from pipeline.execution.vector_map import VectorMap, read_vectors, vector_map
 from pipeline.execution.workload import Workload
 from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, is_condemned, read_journal
-from pipeline.storage.snapshots import snapshot_numbers, write_hint
+from pipeline.storage.snapshots import load_snapshot, snapshot_numbers, write_hint
 
 logger = logging.getLogger(__name__)
 
@@ -408,9 +410,18 @@ def _save_report(store: Store, report: RunReport, has_page: bool) -> None:
     """
     report.report_uri = store.uri_of(f"reports/{report.run_key}.{'html' if has_page else 'json'}")
     try:
+        if report.reasons:
+            report.positions = positions_of(store, report.folder.rpartition("/")[2])
         if has_page:
-            store.put(f"reports/{report.run_key}.html", render_html(report).encode())
+            store.put(f"reports/{report.run_key}.html", render_html(report, _map_of(store, report)).encode())
         store.put(f"reports/{report.run_key}.json", report_json(report))
     except Exception as error:  # noqa: BLE001  a page that cannot be drawn must not make a published run a failed one
         logger.warning("event=report_failed uri=%s error=%s", report.report_uri, type(error).__name__)
         report.report_uri = None
+
+
+def _map_of(store: Store, report: RunReport) -> VectorMap | None:
+    """Return the vectors of the Snapshot that was published, laid flat."""
+    snapshot = load_snapshot(store, report.snapshot) if report.outcome == "published" else None
+    sample = read_vectors(snapshot) if snapshot else None
+    return vector_map(sample) if sample else None
