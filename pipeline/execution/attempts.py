@@ -216,11 +216,17 @@ Marks = Attempts | RemoteAttempts
 
 @contextmanager
 def marked(marks: Marks, stage: str, shard: Shard, block: int) -> Iterator[Verdict]:
-    """Mark the work within as begun and as ended; a process that dies in it never ends it."""
+    """Mark the work within as begun and as ended; a process that dies in it never ends it.
+
+    What is raised within leaves with a note of where it was, which comes to the driver with it.
+    """
     work = Work(stage, shard.shard_id, block, shard.spans[0].file.uri)
     verdict = marks.begin(work)
     try:
         yield verdict
+    except Exception as error:
+        error.add_note(f"in {stage} of Shard {work.shard_id}, Block {block} ({work.place})")
+        raise
     finally:
         marks.end(work)
 

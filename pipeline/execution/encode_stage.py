@@ -24,6 +24,7 @@ from pipeline.execution.metrics import TOKEN_BUCKETS
 from pipeline.execution.model import open_encoder
 from pipeline.execution.reuse import Texts, counts_of, texts_of, with_vectors
 from pipeline.execution.stage_settings import StageSettings
+from pipeline.execution.telemetry import BusyGauge
 from pipeline.execution.travelling import from_rows, positions, quarantined, to_row
 from pipeline.isolation import ProcessDied
 from pipeline.records import Block, Reason, Shard, TokenBatch
@@ -48,6 +49,7 @@ class EncodeBlocks:
         self.borrower = Borrower(settings.ledger) if settings.ledger else None
         self.may_try_engines = settings.engine == "auto" and settings.model.kind != "hashing"
         self.encoded_seconds = 0.0
+        self.busy = BusyGauge(settings.output_uri)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for shard, block in from_rows(batch):
@@ -75,6 +77,7 @@ class EncodeBlocks:
                     encoded, borrowed_M = encode(tokens), np.zeros(len(tokens), np.bool_)
         except SickDevice as error:
             self._give_up(error)
+        self.busy.tell(encoded.seconds)
         if self.may_try_engines:
             self._try_engines(tokens, encoded)
         metrics = _token_metrics(tokens.lengths_N[~borrowed_M])

@@ -21,6 +21,7 @@ from pipeline.execution.encode_stage import EncodeBlocks
 from pipeline.execution.isolated import in_halves, survivors
 from pipeline.execution.reuse import find_known, with_stored
 from pipeline.execution.stage_settings import StageSettings
+from pipeline.execution.telemetry import tell_block
 from pipeline.execution.travelling import from_rows, positions, quarantined, to_row
 from pipeline.records import Block, BlockReceipt, Part, Reason, Shard, SourceFile, TokenBatch
 from pipeline.schemas import FATE, TEXT, TOKEN_IDS, rows_counted
@@ -195,6 +196,7 @@ def write_blocks(batch: pa.Table, settings: StageSettings) -> Iterator[pa.Table]
         with marked(settings.attempts, "write", shard, block.number):
             receipt = write_block(store, shard, block, settings)
         receipt.metrics["write_seconds"] = time.perf_counter() - started
+        tell_block(receipt, settings.output_uri)
         yield pa.table({"receipt": pa.array([orjson.dumps(receipt.to_json())], pa.binary())})
 
 

@@ -214,9 +214,17 @@ def told_by_stage(error: BaseException) -> PipelineError:
     own = [kind for kind in type(cause).__mro__ if kind.__module__ == PipelineError.__module__]
     if own:
         return cast(PipelineError, own[0](str(cause.args[0] if cause.args else cause).split(RAY_APPENDS)[0]))
+    where = f"{_place(str(error))}{_work(cause, str(error))}"
     return _told_by_text(str(error)) or PipelineError(
-        f"a stage failed with {type(cause).__name__} at {_place(str(error))}; this is a bug or a broken installation"
+        f"a stage failed with {type(cause).__name__} at {where}; this is a bug or a broken installation"
     )
+
+
+def _work(cause: BaseException, text: str) -> str:
+    """Return which Block was worked on, as `marked` has noted it; empty where the failure was outside of one."""
+    notes = [*getattr(cause, "__notes__", ()), text]
+    found = re.findall(r"in \w+ of Shard \w+, Block \d+ \([^\n]+\)", "\n".join(notes))
+    return f", {found[-1]}" if found else ""
 
 
 def _place(text: str) -> str:
