@@ -34,7 +34,7 @@ def compared(report: "RunReport") -> list[Compared]:
     if not estimate or report.outcome != "published":
         return []
     seconds = estimate["seconds"]
-    truncated = report.truncated / report.encoded_texts if report.encoded_texts else 0.0
+    truncated = report.truncated / report.embedded if report.embedded else 0.0
     figures: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
         ("Tokens", estimate["tokens"], report.tokens, thousands),
         ("Tokens per second", estimate["tokens"] / seconds["run"], report.tokens_per_second, thousands),
