@@ -45,14 +45,14 @@ def forecast_text(made: "Forecast", rows_per_part: int, batch_tokens: int) -> st
     Args:
         rows_per_part: of the config, as `batch_tokens`.
     """
-    of = "all of them" if made.shards_read == made.shards else f"{made.shards_read:,}"
+    of = "all of" if made.shards_read == made.shards else f"{made.shards_read:,} of"
     known = "" if not made.tokens_error else f" ± {percent(made.tokens_error)}"
     how = "measured here" if made.is_measured else "as given"
     repeated = "at least " if made.shards_read < made.shards and made.repeated_fraction else ""
     phases = ", ".join(f"{name} {duration(spent)}" for name, spent in made.seconds.items() if spent and name != "total")
     where = " ".join(filter(None, [made.device, made.engine]))
     lines = {
-        "sample": f"{of} of {counted(made.shards, 'shard')} to embed were read and tokenised",
+        "sample": f"{of} {counted(made.shards, 'shard')} to embed, read and tokenised",
         "tokens": f"{thousands(made.tokens)}{known} of {thousands(made.rows)} rows",
         "texts": f"{percent(made.truncated_fraction)} truncated, {repeated}{percent(made.repeated_fraction)} repeated, "
         f"{percent(made.quarantined_fraction)} without a vector",

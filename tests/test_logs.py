@@ -43,14 +43,8 @@ def test_the_fields_of_a_message_are_fields_of_its_object_numbers_as_numbers() -
 
 
 def test_a_progress_line_is_an_event_of_that_name() -> None:
-    assert line_of("progress phase=encoding rows=30 done=0.250") == line_of(
-        "progress phase=encoding rows=30 done=0.250"
-    ) | {
-        "event": "progress",
-        "phase": "encoding",
-        "rows": 30,
-        "done": 0.25,
-    }
+    line = line_of("progress phase=encoding rows=30 done=0.250")
+    assert (line["event"], line["phase"], line["rows"], line["done"]) == ("progress", "encoding", 30, 0.25)
 
 
 def test_an_error_is_given_whole() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_the_gauge_is_the_share_of_the_time_since_the_block_before(
     told: list[tuple[str, float, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("pipeline.execution.telemetry.time.perf_counter", lambda: now)
     gauge = BusyGauge("out")
     now = 110.0
     assert gauge.tell(8.0) == pytest.approx(0.8)
@@ -78,7 +79,7 @@ def test_the_gauge_is_the_share_of_the_time_since_the_block_before(
 
 
 def test_without_ray_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(telemetry.sys.modules, "ray", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
     monkeypatch.setattr(telemetry, "_series", lambda name: pytest.fail(name))
     tell_block(RECEIPT, "out")
     BusyGauge("out").tell(1.0)

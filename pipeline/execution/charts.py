@@ -176,7 +176,7 @@ def map_svg(points: Sequence[tuple[float, float, str]], groups: Sequence[str]) -
     colours = dict(zip(groups, GROUP_COLOURS, strict=False))
     values = [{"x": x, "y": y, "colour": colours.get(group, GROUP_COLOURS[0])} for x, y, group in points]
     plane = alt.Chart(alt.InlineData(values=values)).mark_circle(size=34, opacity=0.55)
-    hidden = {"axis": None, "scale": alt.Scale(zero=False, nice=False, padding=8)}
+    hidden: dict[str, Any] = {"axis": None, "scale": alt.Scale(zero=False, nice=False, padding=8)}
     drawn = plane.encode(x=alt.X("x:Q", **hidden), y=alt.Y("y:Q", **hidden), color=alt.Color("colour:N", scale=None))
     return _svg(drawn, "A sample of the vectors on their two main directions", width=2 * WIDTH, height=2 * HEIGHT)
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.arrow import dequantised
 from pipeline.errors import SourceError
-from pipeline.execution.part_check import dequantised
 from pipeline.execution.plan import read_columns_of
 from pipeline.execution.recount import shard_of
 from pipeline.schemas import TEXT
