@@ -79,7 +79,7 @@ def test_the_gauge_is_the_share_of_the_time_since_the_block_before(
 
 
 def test_without_ray_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr(telemetry, "_series", lambda name: pytest.fail(name))
     tell_block(RECEIPT, "out")
     BusyGauge("out").tell(1.0)
