@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "write a published snapshot as a Delta table, a Lance dataset or a FAISS index",
     "expire": "remove snapshots beyond output.keep_snapshots, old feature tables, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
+    "train": "train the model of the recipe on sets of examples, and put the result into a folder to embed with",
     "tune": "try settings on texts of the source, in under two minutes, and print the fastest ones to paste",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
@@ -132,10 +133,10 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("embed", "plan", "requeue", "nightly", "tune", "features"):
+    if name in ("embed", "plan", "requeue", "nightly", "tune", "features", "train"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, …")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
-    if name in ("embed", "requeue", "nightly", "features"):
+    if name in ("embed", "requeue", "nightly", "features", "train"):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"

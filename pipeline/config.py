@@ -224,6 +224,63 @@ class Features(Section):
         return self
 
 
+class TrainingSet(Section):
+    """Examples of one kind, as Parquet."""
+
+    uri: Annotated[tuple[Uri, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    """File, folder, glob, or a list of them."""
+    kind: Literal["class", "pair", "retrieval", "rerank"]
+    """`class`: text, label · `pair`: text_a, text_b, score · `retrieval`: query, positives, negatives (lists) ·
+    `rerank`: query, candidates, relevance (lists)."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """How often a batch is of this set, compared with the others; null = its number of examples."""
+
+
+class Training(Section):
+    """What the command `train` makes of the model of the recipe: another one, trained on sets of examples."""
+
+    uri: Uri
+    """Folder of the trained model, empty or absent; `recipe.model` of the jobs that embed with it."""
+    sets: Annotated[tuple[TrainingSet, ...], Field(min_length=1)]
+    """A list of `uri` (Parquet), `kind` and `weight`. Columns by kind: `class`: text, label; `pair`: text_a, text_b,
+    score; `retrieval`: query, positives, negatives (lists); `rerank`: query, candidates, relevance (lists). `weight`
+    says how often a batch is of this set (default: its number of examples)."""
+    loss: Literal["circle", "weighted"] = "circle"
+    """One circle loss for all kinds, or InfoNCE and CoSENT with the weights of piccolo-embedding, to compare with."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Of the circle loss: positives are to reach a cosine of 1 - margin, negatives margin."""
+    scale: Annotated[float, Field(gt=0)] = 32.0
+    """Of the circle loss: how much the hardest examples outweigh the others."""
+    steps: Annotated[int, Field(ge=1)] = 150
+    """Batches that the model is trained on."""
+    batch_rows: Annotated[int, Field(ge=2)] = 32
+    """Examples a batch, all of one set, over all workers; each is compared with all others."""
+    mini_batch_rows: Annotated[int, Field(ge=1)] = 32
+    """Texts that are computed at once; lower it when a device runs out of memory. Changes no gradient."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """The highest; it rises for `warmup_fraction` of the steps, then falls to zero."""
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    max_tokens: Annotated[int, Field(ge=3)] = 128
+    """Tokens per text while training; longer texts are cut."""
+    head_dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Put a linear layer of this width behind the model, if its vectors have another; null adds none."""
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Widths at which the first numbers of a vector are trained to be a good vector too; with the full width."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that share each batch; with GPUs one each."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 50
+    """Steps after which a training can go on when it was killed."""
+    seed: int = 0
+    """Of the order of the examples, of dropout and of a new head."""
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> Self:
+        if self.batch_rows % self.workers:
+            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})")
+        return self
+
+
 class JobConfig(Section):
     """One job: the whole YAML file."""
 
@@ -232,6 +289,7 @@ class JobConfig(Section):
     output: Output
     runtime: Runtime = Runtime()
     features: Features | None = None
+    training: Training | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

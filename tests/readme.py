@@ -15,7 +15,10 @@ from pipeline.config_file import sections
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LEAST: dict[str, Any] = {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
-LEAST_OF_OPTIONAL: dict[str, Any] = {"features": {"uri": "table"}}
+LEAST_OF_OPTIONAL: dict[str, Any] = {
+    "features": {"uri": "table"},
+    "training": {"uri": "model", "sets": [{"uri": "examples", "kind": "class"}]},
+}
 SENTENCE_WIDTH = 95
 """Longest line about a file; a longer sentence ends at the last comma or colon before."""
 

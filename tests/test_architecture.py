@@ -16,10 +16,10 @@ FLOOR = {
     "text": 2,
     "encoder": 2,
     "features": 2,
+    "training": 2,
     "execution": 3,
     "export": 3,
     "evaluation": 3,
-    "training": 3,
 }
 """Of the folders of pipeline/; its own files are floor 0, except the config (1)."""
 

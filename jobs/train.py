@@ -1,0 +1,76 @@
+"""`train`: train the model of the recipe on sets of examples, and put the result into a folder to embed with."""
+
+import argparse
+import importlib.util
+from typing import TYPE_CHECKING
+
+from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
+from pipeline.units import counted, duration
+
+if TYPE_CHECKING:
+    from pipeline.execution.train import TrainingPlan, TrainingResult
+
+PACKAGES = ("accelerate", "datasets", "pandas", "tensorboardX")
+"""Of the extra `training`."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    import orjson
+
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        how = "pip install -c docker/constraints.txt '.[training]'"
+        raise ConfigError(f"train needs {', '.join(missing)}, which this installation does not have: {how}")
+    from pipeline.execution.train import plan_training, train_model
+
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        plan = plan_training(config)
+        print(orjson.dumps(plan_facts(plan)).decode() if options.json else plan_text(plan))
+        return 0
+    result = train_model(config)
+    print(orjson.dumps(training_facts(result)).decode() if options.json else training_text(result))
+    return 0
+
+
+def plan_facts(plan: "TrainingPlan") -> dict[str, object]:
+    """Return what a machine reads of a dry run."""
+    return {"fingerprint": plan.fingerprint, "base": plan.base.identity, "files": [len(files) for files in plan.files]}
+
+
+def plan_text(plan: "TrainingPlan") -> str:
+    """Return what a person reads of a dry run."""
+    training = plan.training
+    sets = [
+        f"  {examples.kind:<10}  {counted(len(files), 'file')}"
+        + (f", weight {examples.weight:g}" if examples.weight else "")
+        for examples, files in zip(training.sets, plan.files, strict=True)
+    ]
+    steps = (
+        f"{counted(training.steps, 'step')} of {training.batch_rows} examples on {counted(training.workers, 'worker')}"
+    )
+    return "\n".join([f"{plan.base_name} would be trained for {steps}, into {training.uri}", *sets])
+
+
+def training_facts(result: "TrainingResult") -> dict[str, object]:
+    """Return what a machine reads."""
+    outcome = "published" if result.is_new else "nothing to do"
+    return {"outcome": outcome, "model": result.uri, "seconds": round(result.seconds, 3), "training": result.record}
+
+
+def training_text(result: "TrainingResult") -> str:
+    """Return what a person reads: how the loss went, and how to embed with the result."""
+    losses = result.record["losses"]
+    came = f"trained in {duration(result.seconds)}" if result.is_new else "stands; nothing to do"
+    ends = f"{losses[0]['loss']:.3f} at step {losses[0]['step']}, {losses[-1]['loss']:.3f} at step {losses[-1]['step']}"
+    return "\n".join(
+        [
+            f"Model {came}",
+            f"  base        {result.record['base']['model']}",
+            *([f"  loss        {ends}"] if losses else []),
+            f"  folder      {result.uri}",
+            f"  embed with  python -m jobs embed … recipe.model={result.uri}",
+        ]
+    )

@@ -1,0 +1,137 @@
+"""`train` from a config to a model that embeds: on real reviews, with real workers, going on after a death."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
+
+from pipeline.config import JobConfig
+from pipeline.errors import ConfigError
+from pipeline.execution.train import plan_training
+from pipeline.training.loop import Hyperparameters, train, with_head
+from pipeline.training.sets import TrainingExamples, distinct_examples
+from tests.running import jobs
+
+TEXTS = ["房间很干净", "服务太差了", "早餐不错", "再也不来了"]
+
+
+def chosen(**changes: Any) -> Hyperparameters:
+    values: dict[str, Any] = {
+        "loss": "circle",
+        "margin": 0.25,
+        "scale": 32.0,
+        "steps": 4,
+        "batch_rows": 4,
+        "mini_batch_rows": 2,
+        "learning_rate": 5e-5,
+        "warmup_fraction": 0.0,
+        "max_tokens": 16,
+        "head_dimensions": None,
+        "matryoshka": (),
+        "checkpoint_steps": 2,
+        "seed": 3,
+    }
+    return Hyperparameters(**values | changes)
+
+
+def sets_of(reviews: pa.Table) -> list[TrainingExamples]:
+    texts = reviews["text"].to_pylist()[:32]
+    pairs = {"text_a": texts[:8], "text_b": texts[8:16], "score": np.arange(8) / 8}
+    search = {"query": texts[:8], "positives": [[text] for text in texts[16:24]], "negatives": [[]] * 8}
+    tables = {"class": reviews.slice(0, 32), "pair": pa.table(pairs), "retrieval": pa.table(search)}
+    return [distinct_examples(kind, kind, 1.0, table) for kind, table in tables.items()]
+
+
+def loaded(folder: Path | str) -> SentenceTransformer:
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+class Death(Exception):
+    """Of the process that trains."""
+
+
+class DiesAfterACheckpoint(TrainerCallback):  # type: ignore[misc]
+    """Ends a training when its first checkpoint is written."""
+
+    def on_save(self, *_: object, **__: object) -> None:
+        raise Death
+
+
+def test_a_training_that_goes_on_at_its_checkpoint_ends_as_one_that_was_never_stopped(
+    m3e_small: Path, reviews: pa.Table, tmp_path: Path
+) -> None:
+    sets = sets_of(reviews)
+    whole, resumed = loaded(m3e_small), loaded(m3e_small)
+    before_ND = whole.encode(TEXTS)
+    straight = train(whole, sets, chosen(), tmp_path / "whole")
+    with pytest.raises(Death):
+        train(loaded(m3e_small), sets, chosen(), tmp_path / "dead", [DiesAfterACheckpoint()])
+    checkpoint = tmp_path / "dead" / "checkpoint-2"
+    again = train(resumed, sets, chosen(), tmp_path / "resumed", checkpoint=checkpoint)
+    assert again.first_step == 2
+    assert [line["step"] for line in again.losses] == [line["step"] for line in straight.losses] == [1, 2, 3, 4]
+    np.testing.assert_allclose(resumed.encode(TEXTS), whole.encode(TEXTS), atol=1e-6)
+    assert np.abs(whole.encode(TEXTS) - before_ND).max() > 1e-3
+
+
+def test_a_head_gives_vectors_of_its_width_and_survives_the_folder(
+    m3e_small: Path, reviews: pa.Table, tmp_path: Path
+) -> None:
+    model = with_head(loaded(m3e_small), 96)
+    train(model, sets_of(reviews)[:1], chosen(steps=1, head_dimensions=96, matryoshka=(32, 96)), tmp_path / "run")
+    model.save_pretrained(str(tmp_path / "model"))
+    vectors_ND = loaded(tmp_path / "model").encode(TEXTS)
+    assert vectors_ND.shape == (4, 96)
+    np.testing.assert_allclose(vectors_ND, model.encode(TEXTS), atol=1e-6)
+
+
+@pytest.fixture
+def config_file(m3e_small: Path, reviews: pa.Table, tmp_path: Path, bucket: str) -> Path:
+    pq.write_table(reviews.slice(0, 64), tmp_path / "reviews.parquet")
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"""\
+source: {{uri: {tmp_path}/reviews.parquet}}
+recipe: {{model: {m3e_small}}}
+output: {{uri: {tmp_path}/out}}
+training:
+  uri: s3://{bucket}/model
+  sets: [{{uri: {tmp_path}/reviews.parquet, kind: class}}]
+  steps: 3
+  batch_rows: 4
+  mini_batch_rows: 2
+  max_tokens: 16
+  checkpoint_steps: 1
+  workers: 2
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.mark.slow
+def test_two_workers_train_a_model_into_a_bucket_and_the_next_command_embeds_with_it(
+    config_file: Path, bucket: str
+) -> None:
+    model = f"s3://{bucket}/model"
+    first = jobs("train", str(config_file), "--json")
+    assert first.code == 0, first.stderr
+    assert first.report["outcome"] == "published"
+    assert [line["step"] for line in first.report["training"]["losses"]] == [1, 2, 3]
+    assert jobs("train", str(config_file), "--json").report["outcome"] == "nothing to do"
+    embedded = jobs("embed", str(config_file), f"recipe.model={model}", "runtime.look_for_repeats=false", "--json")
+    assert embedded.report["embedded"] == 64, embedded.stderr
+    other = jobs("train", str(config_file), "training.seed=9")
+    assert other.code == 3
+    assert "holds another model" in other.stderr
+
+
+def test_a_config_without_training_says_what_it_needs(tmp_path: Path) -> None:
+    config = JobConfig.model_validate({"source": {"uri": "in"}, "recipe": {"model": "m"}, "output": {"uri": "out"}})
+    with pytest.raises(ConfigError, match=r"needs at least training\.uri and training\.sets"):
+        plan_training(config)
