@@ -14,7 +14,15 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from pipeline.encoder import flat
 from pipeline.encoder.batching import FILL_TOKENS, computed_tokens, pack_flat
-from pipeline.encoder.flat import FLASH, PADDED, REFERENCE, TORCH_VARLEN, attentions_to_try, lay_end_to_end
+from pipeline.encoder.flat import (
+    EQUAL_LENGTHS,
+    FLASH,
+    PADDED,
+    REFERENCE,
+    TORCH_VARLEN,
+    attentions_to_try,
+    lay_end_to_end,
+)
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.records import TokenBatch
@@ -108,7 +116,7 @@ def names_of(*arguments: object) -> list[str]:
 def test_the_best_attention_that_a_device_has_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = {"flash_attn", "torch.nn.attention.varlen"}
     monkeypatch.setattr(flat, "find_spec", lambda package: package in packages or None)
-    assert names_of("cpu", "bfloat16") == [PADDED]
+    assert names_of("cpu", "bfloat16") == [EQUAL_LENGTHS, PADDED]
     assert names_of("cuda", "float32", (9, 0)) == [PADDED]
     assert names_of("cuda", "float16", (7, 5)) == [PADDED]
     assert names_of("cuda", "bfloat16", (9, 0)) == [FLASH, TORCH_VARLEN, PADDED]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.encoder.batching import FILL_TOKENS
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import UNDER_WAY, encode_packed
 from pipeline.encoder.transfer import Transfer
@@ -22,6 +23,7 @@ class Device(HashingEncoder):
     def __init__(self, is_flat: bool = False, memory_tokens: int = 1 << 30, fails_at: str = "") -> None:
         super().__init__(8)
         self.is_flat, self.memory_tokens, self.fails_at = is_flat, memory_tokens, fails_at
+        self.fill_tokens, self.pass_tokens = FILL_TOKENS, None
         self.under_way, self.most_under_way, self.out_of_memory = 0, 0, 0
 
     def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:

@@ -11,12 +11,15 @@ FILL_TOKENS = 256
 """Rows that lie end to end are filled up to a multiple of so many tokens: then the shapes of passes repeat."""
 
 
-def pack_flat(lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+def pack_flat(
+    lengths_N: NDArray[np.int64], batch_tokens: int, fill_tokens: int = FILL_TOKENS
+) -> list[NDArray[np.int64]]:
     """Group rows into batches whose tokens, end to end and filled up, stay within a budget.
 
     Args:
         lengths_N: tokens per row, at least 1.
         batch_tokens: budget per batch: the sum of its rows, the filling included unless one row alone needs it all.
+        fill_tokens: batches are filled up to a multiple of so many; 1 = not at all.
 
     Returns:
         Row indices per batch, each (B,), longest rows first; together they hold every row once.
@@ -26,7 +29,7 @@ def pack_flat(lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[n
     """
     order_N = np.argsort(-lengths_N, kind="stable")
     _check_longest(lengths_N, order_N, batch_tokens)
-    room = max(batch_tokens - batch_tokens % FILL_TOKENS, int(lengths_N.max(initial=0)))
+    room = max(batch_tokens - batch_tokens % fill_tokens, int(lengths_N.max(initial=0)))
     ends_N = np.cumsum(lengths_N[order_N])
     batches, start = [], 0
     while start < len(order_N):
@@ -37,14 +40,14 @@ def pack_flat(lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[n
     return batches
 
 
-def filled(tokens: int) -> int:
+def filled(tokens: int, fill_tokens: int = FILL_TOKENS) -> int:
     """Return how many tokens a pass computes of so many that lie end to end."""
-    return -(-tokens // FILL_TOKENS) * FILL_TOKENS
+    return -(-tokens // fill_tokens) * fill_tokens
 
 
-def computed_tokens(lengths_B: NDArray[np.int64], is_flat: bool) -> int:
+def computed_tokens(lengths_B: NDArray[np.int64], is_flat: bool, fill_tokens: int = FILL_TOKENS) -> int:
     """Return how many tokens a pass over these rows computes: padded to the longest, or laid end to end."""
-    return filled(int(lengths_B.sum())) if is_flat else len(lengths_B) * int(lengths_B.max())
+    return filled(int(lengths_B.sum()), fill_tokens) if is_flat else len(lengths_B) * int(lengths_B.max())
 
 
 def pack_by_tokens(

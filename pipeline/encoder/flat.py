@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.encoder.batching import filled
+from pipeline.encoder.batching import FILL_TOKENS, filled
+from pipeline.encoder.equal_lengths import attend_equal_lengths
 from pipeline.records import TokenBatch
 
-PADDED, FLASH, TORCH_VARLEN, REFERENCE = "padded", "flash_attention_2", "torch_varlen", "reference_varlen"
+PADDED, FLASH, TORCH_VARLEN = "padded", "flash_attention_2", "torch_varlen"
+EQUAL_LENGTHS, REFERENCE = "equal_lengths", "reference_varlen"
 
 KERNEL_CAPABILITY = (8, 0)
 """Compute capability from which on the kernels of FlashAttention run (Ampere)."""
@@ -27,7 +29,7 @@ class Attention:
     """How the rows of a batch are kept apart, and why so."""
 
     name: str
-    """padded | flash_attention_2 | torch_varlen | reference_varlen."""
+    """padded | flash_attention_2 | torch_varlen | equal_lengths | reference_varlen."""
     reason: str
 
     @property
@@ -48,7 +50,10 @@ def attentions_to_try(place: str, compute: str, capability: tuple[int, int] | No
         capability: of the GPU.
     """
     if place != "cuda":
-        return [Attention(PADDED, "a CPU has no kernel for rows without padding")]
+        return [
+            Attention(EQUAL_LENGTHS, "on a CPU rows of one length are attended to together"),
+            Attention(PADDED, "the model takes padded rows only"),
+        ]
     if compute == "float32":
         return [Attention(PADDED, "the kernels for rows without padding have no float32")]
     if capability is not None and capability < KERNEL_CAPABILITY:
@@ -85,20 +90,23 @@ def apply_attention(transformer: Any, name: str) -> None:
         transformer.model_forward_params |= {*FEATURES}
 
 
-def lay_end_to_end(batch: TokenBatch, pad_token_id: int, first_position: int) -> dict[str, NDArray[Any]]:
+def lay_end_to_end(
+    batch: TokenBatch, pad_token_id: int, first_position: int, fill_tokens: int = FILL_TOKENS
+) -> dict[str, NDArray[Any]]:
     """Return B rows as one row of T tokens, filled up at its end so that shapes repeat.
 
     Args:
         pad_token_id: stands in the filling, which belongs to no row.
         first_position: number of the first token of a row; not 0 in RoBERTa and its kin.
+        fill_tokens: T is a multiple of it.
 
     Returns:
         `input_ids` (1, T) int32, `position_ids` (1, T) int64, `cu_seq_lens_q` (B + 1,) int32, and `seq_idx`, the row
         of every token, (1, tokens) int64.
     """
     tokens, lengths_B = len(batch.token_ids_T), batch.lengths_N
-    ids_1T = np.full((1, filled(tokens)), pad_token_id, np.int32)
-    positions_1T = np.full((1, filled(tokens)), first_position, np.int64)
+    ids_1T = np.full((1, filled(tokens, fill_tokens)), pad_token_id, np.int32)
+    positions_1T = np.full((1, filled(tokens, fill_tokens)), first_position, np.int64)
     ids_1T[0, :tokens] = batch.token_ids_T
     positions_1T[0, :tokens] += np.arange(tokens) - np.repeat(batch.offsets_N1[:-1], lengths_B)
     return {
@@ -142,7 +150,11 @@ def _reference_varlen(
     return attended.transpose(1, 2)[row_T, place_T]
 
 
-KERNELS: dict[str, Kernel] = {TORCH_VARLEN: _torch_varlen, REFERENCE: _reference_varlen}
+KERNELS: dict[str, Kernel] = {
+    TORCH_VARLEN: _torch_varlen,
+    EQUAL_LENGTHS: attend_equal_lengths,
+    REFERENCE: _reference_varlen,
+}
 
 
 def _attention_of(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:

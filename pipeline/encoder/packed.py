@@ -66,8 +66,9 @@ def encode_packed(
     started = time.perf_counter()
     result = Encoded(np.empty((len(tokens), encoder.dimension), np.float32), np.zeros(len(tokens), np.bool_))
     lengths_N = tokens.lengths_N
-    begin, most, is_flat = _ways_of(encoder)
-    pending = _packed(lengths_N, max(batch_tokens, int(lengths_N.max(initial=1))), is_flat)[::-1]
+    ways = _ways_of(encoder)
+    begin, most, budget = ways.begin, ways.most, min(batch_tokens, ways.pass_tokens or batch_tokens)
+    pending = ways.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
     while pending or under_way:
         while pending and len(under_way) < most:
@@ -84,14 +85,14 @@ def encode_packed(
             name = type(error).__name__
             if len(rows_B) == 1 and not result.failures:
                 check_health(encoder, _witness(tokens, result, witness), name)
-            pending = _after_fault(name, rows_B, pending, lengths_N, batch_tokens, result, is_flat)
+            pending = _after_fault(name, rows_B, pending, lengths_N, budget, result, ways)
             continue
         finite_B = np.isfinite(vectors_BD).all(axis=1)
         if not finite_B.all() and len(rows_B) > 1:
             pending += [np.array([row]) for row in rows_B[~finite_B]]
         result.vectors_ND[rows_B] = vectors_BD
         result.done_N[rows_B] = finite_B
-        result.padded_tokens += computed_tokens(lengths_N[rows_B], is_flat)
+        result.padded_tokens += ways.computed(lengths_N[rows_B])
         result.batches += 1
     result.vectors_ND[~result.done_N] = np.nan
     if not result.done_N.all():
@@ -101,15 +102,30 @@ def encode_packed(
     return result
 
 
-def _ways_of(encoder: Encoder) -> tuple[Callable[[TokenBatch], Callable[[], NDArray[np.float32]]], int, bool]:
-    """Return how an encoder begins with a batch, how many it begins at most, and whether rows lie end to end in one."""
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How an encoder is fed."""
+
+    begin: Callable[[TokenBatch], Callable[[], NDArray[np.float32]]]
+    most: int = 1
+    """How many batches it has begun at once."""
+    is_flat: bool = False
+    fill_tokens: int = 1
+    pass_tokens: int | None = None
+
+    def packed(self, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+        if self.is_flat:
+            return pack_flat(lengths_N, batch_tokens, self.fill_tokens)
+        return pack_by_tokens(lengths_N, batch_tokens)
+
+    def computed(self, lengths_B: NDArray[np.int64]) -> int:
+        return computed_tokens(lengths_B, self.is_flat, self.fill_tokens)
+
+
+def _ways_of(encoder: Encoder) -> _Ways:
     if isinstance(encoder, Overlapping):
-        return encoder.begin, UNDER_WAY, encoder.is_flat
-    return partial(partial, encoder.encode), 1, False
-
-
-def _packed(lengths_N: NDArray[np.int64], batch_tokens: int, is_flat: bool) -> list[NDArray[np.int64]]:
-    return pack_flat(lengths_N, batch_tokens) if is_flat else pack_by_tokens(lengths_N, batch_tokens)
+        return _Ways(encoder.begin, UNDER_WAY, encoder.is_flat, encoder.fill_tokens, encoder.pass_tokens)
+    return _Ways(partial(partial, encoder.encode))
 
 
 def _raise(error: Exception) -> NoReturn:
@@ -163,7 +179,7 @@ def _after_fault(
     lengths_N: NDArray[np.int64],
     batch_tokens: int,
     result: Encoded,
-    is_flat: bool,
+    ways: _Ways,
 ) -> list[NDArray[np.int64]]:
     """Return what is to be tried now that a batch has failed; the last one comes first."""
     if len(rows_B) == 1:
@@ -172,11 +188,11 @@ def _after_fault(
     result.splits += 1
     if error == OUT_OF_MEMORY:
         longest = int(lengths_N[rows_B].max())
-        computed = computed_tokens(lengths_N[rows_B], is_flat)
+        computed = ways.computed(lengths_N[rows_B])
         budget = max(longest, min(computed, result.safe_batch_tokens or batch_tokens) // 2)
         result.safe_batch_tokens = budget
         left = np.concatenate([rows_B, *pending])
-        return [left[batch] for batch in _packed(lengths_N[left], budget, is_flat)][::-1]
+        return [left[batch] for batch in ways.packed(lengths_N[left], budget)][::-1]
     half = len(rows_B) // 2
     return [*pending, rows_B[half:], rows_B[:half]]
 

@@ -51,6 +51,16 @@ class Overlapping(Protocol):
         ...
 
     @property
+    def fill_tokens(self) -> int:
+        """Rows that lie end to end are filled up to a multiple of so many tokens; 1 = not at all."""
+        ...
+
+    @property
+    def pass_tokens(self) -> int | None:
+        """Tokens of a pass beyond which it is slower, whatever the budget; None = more are never worse."""
+        ...
+
+    @property
     def attention(self) -> object:
         """How the rows of a batch are kept apart, and why so; `str` tells it."""
         ...

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.encoder.batching import pad
+from pipeline.encoder.batching import FILL_TOKENS, pad
 from pipeline.encoder.compiled import compile_layers
+from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
 from pipeline.encoder.openvino_body import OpenVinoBody, number_type
 from pipeline.encoder.prepacked import can_prepack, prepack
@@ -131,7 +132,7 @@ class SentenceTransformerEncoder:
         engine: torch; torch-compile, which compiles the layers of the Transformer for the device; or openvino, which
             computes the Transformer on the CPU. The other modules are torch in any case.
         device: cpu, or auto: a GPU where this process sees one.
-        attention: padded, flash_attention_2, torch_varlen or reference_varlen; None chooses.
+        attention: padded, flash_attention_2, torch_varlen, equal_lengths or reference_varlen; None chooses.
 
     Raises:
         EncoderError: the folder cannot be loaded, or the engine cannot be had or gives other vectors than torch.
@@ -174,8 +175,10 @@ class SentenceTransformerEncoder:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
         self._modules = list(model)
         capability = torch.cuda.get_device_capability() if place == "cuda" else None
-        tried = [Attention(attention, "asked for")] if attention else attentions_to_try(place, compute, capability)
         self.attention = Attention(PADDED, f"engine {engine} takes padded rows")
+        tried = [Attention(attention, "asked for")] if attention else attentions_to_try(place, compute, capability)
+        if engine == "torch-compile" and place == "cpu" and not attention:
+            tried = [self.attention]  # shapes that a compiler could count on; the lengths of a batch are none
         if is_packed:
             prepack(transformer, DTYPES[compute])
         if is_torch:
@@ -189,6 +192,16 @@ class SentenceTransformerEncoder:
     def is_flat(self) -> bool:
         """Whether rows lie end to end in a batch, without padding."""
         return self.attention.is_flat
+
+    @property
+    def fill_tokens(self) -> int:
+        """Tokens of which a batch without padding is a multiple: on a CPU shapes need not repeat."""
+        return 1 if self._place.type == "cpu" else FILL_TOKENS
+
+    @property
+    def pass_tokens(self) -> int | None:
+        """Tokens of a pass beyond which a CPU is slower."""
+        return pass_tokens_of(torch.get_num_threads()) if self._place.type == "cpu" else None
 
     def _attend(self, tried: Sequence[Attention]) -> None:
         """Take to the first attention that the model bears, with the vectors that it has of padded rows."""
@@ -273,7 +286,8 @@ class SentenceTransformerEncoder:
             ids_BT, mask_BT = pad(batch.token_ids_T, batch.offsets_N1, np.arange(len(batch)), self._pad_token_id)
             return dict(self._transfer.to_device({"input_ids": ids_BT, "attention_mask": mask_BT}))
         first = self._modules[0]._infer_flatten_position_offset()
-        features: dict[str, Any] = self._transfer.to_device(lay_end_to_end(batch, self._pad_token_id, first))
+        laid = lay_end_to_end(batch, self._pad_token_id, first, self.fill_tokens)
+        features: dict[str, Any] = self._transfer.to_device(laid)
         longest = int(batch.lengths_N.max())
         return features | {
             "cu_seq_lens_k": features["cu_seq_lens_q"],

@@ -1,4 +1,4 @@
-"""Encoders side by side: sentence-transformers and ours, on three corpora and two models, and what bounds them."""
+"""Encoders side by side: sentence-transformers and ours, on four corpora and two models, and what bounds them."""
 
 import statistics
 import time
@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.encoder.hashing import HashingEncoder
-from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.batching import computed_tokens, pack_by_tokens, pack_flat
+from pipeline.encoder.equal_lengths import pass_tokens_of
 from tests.benchmarks import corpora, quiet
 from tests.benchmarks.ceiling import gemm_flops
 from tests.benchmarks.models import Model, bert_large, m3e_small
 from tests.benchmarks.rounds import Outcome, Texts, interleave, quiet_rounds, ratios
-from tests.benchmarks.variants import BATCH_TOKENS, CORES, fast_tokenizer, ours, peers, reference_tokenizer
+from tests.benchmarks.variants import CORES, fast_tokenizer, ours, peers, reference_tokenizer
 
 LARGE_BATCH = 8
 """Texts that `encode` takes at once of the large model, so that even few texts are batches of several lengths."""
+
+ONE_IN_A_MIX = 1
+"""Long documents among thousands of queries."""
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -41,6 +44,8 @@ def measure(folder: Path, rounds: int, seconds: float, model: str | None = None)
         documents, queries = corpora.documents(2000), corpora.queries(4000, small.tokenize)
         yield from _compare(small, "512-token documents", documents, rounds, seconds / 2, with_pool=False)
         yield from _compare(small, "16-token queries", queries, rounds, seconds / 2, with_pool=False)
+        mixed = [*queries, *documents[:ONE_IN_A_MIX]]
+        yield from _compare(small, "16-token queries, one document", mixed, rounds, seconds / 2, with_pool=False)
     if _is_asked("BERT-large shape", model):
         large = bert_large(folder)
         yield from _compare(large, "reviews", corpora.reviews(17_410), rounds, 2 * seconds, False, LARGE_BATCH)
@@ -123,13 +128,19 @@ def _around_the_model(model: Model) -> Iterator[Line]:
     tokens, _ = tokenize(texts, model.description.max_tokens)
     rate = tokens.lengths_N.sum() / (time.perf_counter() - started)
     others = quiet.cores_of_others(since)
-    padded = encode_packed(HashingEncoder(8), tokens, BATCH_TOKENS)
-    yield {
-        "benchmark": f"padding, {len(texts):,} reviews, batches of {BATCH_TOKENS:,} tokens",
-        "tokens": int(tokens.lengths_N.sum()),
-        "padding": f"{padded.padded_tokens / tokens.lengths_N.sum() - 1:.2%}",
-        "batches": padded.batches,
-    }
+    lengths_N, budget = tokens.lengths_N, pass_tokens_of(CORES)
+    for rows, batches in (
+        ("padded", pack_by_tokens(lengths_N, budget)),
+        ("end to end", pack_flat(lengths_N, budget, 1)),
+    ):
+        computed = sum(computed_tokens(lengths_N[rows_B], rows != "padded", 1) for rows_B in batches)
+        yield {
+            "benchmark": f"padding, {len(texts):,} reviews, passes of {budget:,} tokens",
+            "rows": rows,
+            "tokens": int(lengths_N.sum()),
+            "padding": f"{computed / lengths_N.sum() - 1:.2%}",
+            "batches": len(batches),
+        }
     yield {
         "benchmark": f"tokenising on one core, {len(texts):,} reviews",
         "ours_tokens_per_second": round(float(rate)),
