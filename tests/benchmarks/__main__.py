@@ -51,6 +51,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
         "growth": lambda: growth.measure(folder, rounds or (3 if options.full else 1)),
         "ids": lambda: ids.measure(folder),
         "nights": lambda: nights.measure(folder, options.rows or 100_000),
+        "renamed": lambda: nights.measure_renamed(folder, options.rows or 5_000_000),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
         "faults": lambda: faults.measure(folder, rounds or 2, rows // 5),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from tests.benchmarks.table import Line
 TEXTS, PART = 10_000_000, 16_384
 SEARCHES = 50
 FILES = 10
+ROWS_PER_FILE = 250_000
 CONFIG = """\
 source: {{uri: "{source}"}}
 recipe: {{model: "{model}"}}
@@ -53,6 +55,35 @@ def measure(folder: Path, rows: int) -> Iterator[Line]:
             "taken_over": run.report["taken_over"],
             "largest_worker_megabytes": run.worker_bytes // 10**6,
         }
+
+
+def measure_renamed(folder: Path, rows: int) -> Iterator[Line]:
+    """Yield a line for a first run over `rows` distinct texts without a model, and one after all files are renamed."""
+    corpus, output, config = folder / "renamed", folder / "renamed-output", folder / "renamed.yaml"
+    for place in (corpus, output):
+        shutil.rmtree(place, ignore_errors=True)
+    corpus.mkdir()
+    config.write_text(CONFIG.format(source=corpus, model="hashing://256", output=output), encoding="utf-8")
+    for start in range(0, rows, ROWS_PER_FILE):
+        numbers = pa.array(range(start, min(start + ROWS_PER_FILE, rows)))
+        texts = pc.binary_join_element_wise("房间干净,服务周到", numbers.cast(pa.string()), " ")
+        pq.write_table(pa.table({"id": numbers, "text": texts}), corpus / f"first-{start:08d}.parquet")
+    for night in ("first", "all files renamed"):
+        if night != "first":
+            for path in corpus.iterdir():
+                path.rename(corpus / path.name.replace("first", "second"))
+        run = embed(config)
+        yield {
+            "benchmark": f"without a model, {rows:,} short texts, 256 dimensions",
+            "night": night,
+            "wall_seconds": round(run.wall_seconds, 1),
+            "encoded_texts": run.report["encoded_texts"],
+            "taken_over": run.report["taken_over"],
+            "driver_megabytes": run.driver_bytes // 10**6,
+            "largest_worker_megabytes": run.worker_bytes // 10**6,
+        }
+    shutil.rmtree(corpus)
+    shutil.rmtree(output)
 
 
 def _write(corpus: Path, texts: list[str], night: str) -> None:
