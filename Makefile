@@ -8,13 +8,19 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test chaos check format bench bench-full bench-gpu clean $(VENV)
+.PHONY: help venv demo cluster cluster-stop test chaos check format bench bench-full bench-gpu clean $(VENV)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## fetch a model and reviews, start an S3 server, embed S3 to S3, show the result
 	@$(BIN)/python -m jobs demo
+
+cluster: $(STAMP) ## the demo on a Ray cluster of this machine, submitted from outside; goes on until Ctrl-C
+	@$(BIN)/python -m jobs.demo.cluster $(ARGS)
+
+cluster-stop: ## end that cluster, from another terminal
+	@$(BIN)/python -m jobs.demo.cluster stop
 
 test: $(STAMP) ## run the tests; choose with ARGS='-k journal'
 	@$(BIN)/python -m pytest $(ARGS)

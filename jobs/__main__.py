@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "train": "train the model of the recipe on sets of examples, and put the result into a folder to embed with",
     "tune": "try settings on texts of the source, in under two minutes, and print the fastest ones to paste",
+    "submit": "run another command on a Ray cluster, follow it, and end with its exit code",
     "demo": "run the whole job on real reviews, with a real model and a real S3 server, on this machine",
 }
 MODULES = {"demo": "jobs.demo.command"}
@@ -74,13 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments; `section.key=value` may also stand behind an option, where argparse would not take it."""
     parser = _parser()
-    options, behind = parser.parse_known_args(arguments)
-    strangers = [argument for argument in behind if argument.startswith("-") or "overrides" not in options]
+    given, remote = _divided(sys.argv[1:] if arguments is None else list(arguments))
+    options, behind = parser.parse_known_args(given)
+    takes = "overrides" if "overrides" in options else "words"
+    strangers = [argument for argument in behind if argument.startswith("-") or takes not in options]
     if strangers:
         parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     if behind:
-        options.overrides = [*options.overrides, *behind]
+        setattr(options, takes, [*getattr(options, takes), *behind])
+    if remote:
+        options.words += remote
     return options
+
+
+def _divided(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments of `submit`, and those behind -- which are for the run on the cluster."""
+    if arguments[:1] != ["submit"] or "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
 def _tell(error: PipelineError, as_json: bool) -> None:
@@ -183,12 +196,40 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--allow-deletes", action="store_true", help=allow)
         back = "publish snapshot N again, as the newest one, and do nothing else; copies nothing"
         command.add_argument("--rollback", type=_at_least_one, metavar="N", help=back)
+    if name == "submit":
+        _add_submission(command)
     if name == "demo":
         command.add_argument("--folder", default=".demo", help="where the S3 server keeps its files (%(default)s)")
         command.add_argument("--rows", type=int, default=8000, help="distinct reviews to embed (%(default)s)")
     command.add_argument("--json", action="store_true", help="print one JSON object on stdout, logs on stderr")
     lines = "log lines on stderr, progress among them: for people, or one JSON object each (%(default)s)"
     command.add_argument("--log-format", choices=("text", "json"), default="text", help=lines)
+
+
+def _add_submission(command: argparse.ArgumentParser) -> None:
+    words = "a command with its config and overrides, as without `submit`; options of its own stand behind --"
+    command.add_argument("words", nargs="*", default=[], metavar="COMMAND CONFIG", help=words)
+    address = "http(s)://HOST:PORT of the head's dashboard ($RAY_API_SERVER_ADDRESS)"
+    command.add_argument("--address", metavar="URL", help=address)
+    name = "of the run; else command, output and date (UTC), so that a night is submitted once"
+    command.add_argument("--name", metavar="N", help=name)
+    waits = argparse.BooleanOptionalAction
+    command.add_argument("--wait", action=waits, default=True, help="follow the run to its end (%(default)s)")
+    ship = "send this checkout along; --no-ship where the nodes have this package (%(default)s)"
+    command.add_argument("--ship", action=waits, default=True, help=ship)
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show the runs that the cluster knows")
+    instead.add_argument("--stop", metavar="NAME", help="end a run as Ctrl-C would, and wait until it has ended")
+    instead.add_argument("--logs", metavar="NAME", help="show what a run has written, and follow it")
+    on = command.add_argument_group("on Kubernetes, with KubeRay; the code is that of the image")
+    kinds = "make a RayJob; or every night one, by a RayCronJob (alpha in KubeRay 1.6) or a plain CronJob"
+    on.add_argument("--kubernetes", nargs="?", const="rayjob", choices=("rayjob", "raycronjob", "cronjob"), help=kinds)
+    on.add_argument("--dry-run", action="store_true", help="print the objects as YAML, for kubectl; create nothing")
+    on.add_argument("--image", metavar="I", help="built of docker/Dockerfile; the same for all pods")
+    on.add_argument("--namespace", default="default", metavar="N", help="(%(default)s)")
+    secret = "whose keys become the environment of the pods: endpoint and credentials of the storage (%(default)s)"
+    on.add_argument("--secret", default="embedding-storage", metavar="S", help=secret)
+    on.add_argument("--schedule", default="0 2 * * *", metavar="CRON", help="of a nightly run, in UTC (%(default)s)")
 
 
 def _at_least_one(text: str) -> int:

@@ -134,6 +134,9 @@ class Runtime(Section):
     """Encoder actors; auto = one per GPU, else one per node."""
     gpus_per_encoder: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs an encoder holds, fractions allowed; auto = 1 where the cluster has GPUs, else 0."""
+    encoder_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom Ray resources that an encoder holds, such as `{accelerator: 1}`: encoders run only on nodes that offer
+    them, as many as there is room for with auto; the other stages run anywhere."""
     engine: Literal["auto", "torch", "torch-compile", "openvino"] = "auto"
     """What computes the forward pass: torch, its compiler for the layers of the model, or OpenVINO (CPU, float32 and
     bfloat16; the extra `[openvino]`). auto = torch; an encoder that has encoded for a minute then tries another one, on

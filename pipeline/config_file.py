@@ -1,6 +1,7 @@
 """From a YAML file and `section.key=value` arguments to a JobConfig, with errors that name file and line."""
 
 import difflib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,8 @@ from pydantic_core import ErrorDetails
 from pipeline.config import JobConfig, Output
 from pipeline.errors import ConfigError
 
+STDIN = "-"
+
 Where = dict[tuple[str, ...], str]
 """From a key's path to the place that set it: `file:line`, or the argument."""
 
@@ -20,7 +23,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     """Read, override and validate a config.
 
     Args:
-        path: a YAML file with the sections source, recipe, output and runtime.
+        path: a YAML file with the sections source, recipe, output and runtime; `-` is standard input.
         overrides: `section.key=value`, the value in YAML; the last one of a key wins.
 
     Raises:
@@ -60,7 +63,7 @@ def sections() -> dict[str, type[BaseModel]]:
 
 def _parse(path: str) -> tuple[dict[str, Any], Where]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == STDIN else Path(path).read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except FileNotFoundError:

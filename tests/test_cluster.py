@@ -5,10 +5,11 @@ import threading
 import time
 
 import pytest
+import ray
 
 from pipeline.config import Runtime
-from pipeline.errors import PipelineError
-from pipeline.execution.cluster import check_answers, start_ray
+from pipeline.errors import ConfigError, EncoderError, PipelineError
+from pipeline.execution.cluster import check_answers, divide, start_ray
 
 
 def closed_port() -> int:
@@ -49,3 +50,42 @@ def test_a_cluster_that_is_just_starting_is_waited_for() -> None:
 @pytest.mark.parametrize("address", ["auto", "local", "somewhere"])
 def test_an_address_without_a_port_is_left_to_ray(address: str) -> None:
     check_answers(address, patience_seconds=0)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of a head, a node of CPUs, and a node with GPUs and accelerators of another kind."""
+    offers = [{}, {"CPU": 8.0, "node:a": 1.0}, {"CPU": 4.0, "GPU": 2.0, "accelerator": 3.0}]
+    found = [{"NodeID": f"{number}", "Alive": True, "Resources": offer} for number, offer in enumerate(offers)]
+    monkeypatch.setattr(ray, "nodes", lambda: found)
+
+
+@pytest.mark.usefixtures("nodes")
+def test_encoders_are_as_many_as_have_room_by_what_they_hold() -> None:
+    assert divide(Runtime()).encoders == 2
+    assert divide(Runtime(gpus_per_encoder=0)).encoders == 2
+    shares = divide(Runtime(gpus_per_encoder=0, encoder_resources={"accelerator": 1.5}))
+    assert (shares.encoders, shares.encoder_resources, shares.encoder_threads) == (2, {"accelerator": 1.5}, 2)
+    assert divide(Runtime(gpus_per_encoder=0.5, encoder_resources={"accelerator": 1})).encoders == 3
+
+
+@pytest.mark.usefixtures("nodes")
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        (Runtime(encoder_resources={"tpu": 1}), "tpu: 1.*custom resources there are: accelerator"),
+        (Runtime(encoders=4, gpus_per_encoder=0, encoder_resources={"accelerator": 1}), "has room for 3"),
+        (Runtime(encoders=3), "have room for 2"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(runtime: Runtime, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        divide(runtime)
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_cluster_whose_only_accelerators_are_sick_has_no_encoder() -> None:
+    runtime = Runtime(gpus_per_encoder=0, encoder_resources={"accelerator": 1})
+    with pytest.raises(EncoderError, match="no healthy encoder is left"):
+        divide(runtime, {"2": "NaN"})
+    assert divide(Runtime(gpus_per_encoder=0), {"2": "NaN"}).encoders == 1

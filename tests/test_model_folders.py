@@ -4,6 +4,7 @@ import pickle
 import shutil
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import pytest
 from jobs.demo.local_s3 import LocalS3
 from pipeline.encoder.sentence_transformer import load_model
 from pipeline.errors import EncoderError, StorageError
+from pipeline.storage import folder_cache
 from pipeline.storage.folder_cache import fetch_folder, remote_folder_identity
 from tests.running import embed, written_config
 
@@ -52,6 +54,23 @@ def test_a_folder_that_is_there_is_not_fetched_again(cache: Path, model: str) ->
     folder = fetched(model)
     before = (folder / "weights").stat().st_ino
     assert (fetched(model) / "weights").stat().st_ino == before
+
+
+def test_encoders_of_a_node_that_start_together_fetch_a_folder_once(
+    cache: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads: list[str] = []
+    download = folder_cache._download
+
+    def counted(uri: str, *arguments: Any) -> None:
+        downloads.append(uri)
+        download(uri, *arguments)
+
+    monkeypatch.setattr(folder_cache, "_download", counted)
+    with ThreadPoolExecutor(4) as encoders:
+        folders = set(encoders.map(fetched, [model] * 4))
+    assert len(folders) == 1
+    assert downloads == [model]
 
 
 def emptied(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import s3fs
 
 from jobs.demo.corpus import write_corpus
 from jobs.demo.fetch import fetch_model, fetch_reviews
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     with local_s3(folder / "s3") as server:
         os.environ.update(server.environment)
         _say(out, f"3/4 uploading {reviews.num_rows:,} reviews and the model to {server.endpoint_url}")
-        _upload(server, model, reviews)
+        upload(server.filesystem(), model, reviews)
         command = [sys.executable, "-m", "jobs", "embed", str(CONFIG), *(["--json"] if options.json else [])]
         _say(out, f"4/4 python -m jobs embed configs/{CONFIG.name}\n")
         code = subprocess.run(command, check=False).returncode
@@ -45,11 +46,10 @@ def _say(out: object, text: str) -> None:
     print(text, file=out, flush=True)  # type: ignore[call-overload]
 
 
-def _upload(server: LocalS3, model: Path, reviews: pa.Table) -> None:
+def upload(filesystem: s3fs.S3FileSystem, model: Path, reviews: pa.Table) -> None:
     """Put corpus and model where the config expects them, unless an earlier demo has."""
-    filesystem = server.filesystem()
     if not filesystem.exists(BUCKET):
-        server.create_bucket(BUCKET)
+        filesystem.call_s3("create_bucket", Bucket=BUCKET)
     marker = f"{BUCKET}/uploaded-{reviews.num_rows}"
     if filesystem.exists(marker):
         return

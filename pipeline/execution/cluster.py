@@ -43,6 +43,9 @@ CORES_PER_GPU = 3
 0.7 cores tokenise (1.13 million tokens a second each, measured), 0.25 write Parts of 1,792 dimensions (24 µs a row,
 measured), one feeds the GPU, and the rest is for reading and for Ray."""
 
+BUILT_IN = ("CPU", "GPU", "memory", "object_store_memory")
+_ASKED = "runtime.encoder_resources asks for"
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:
@@ -53,6 +56,8 @@ class Shares:
     encoder_gpus: float
     encoder_threads: int
     """CPU threads of a forward pass; 0 on a GPU."""
+    encoder_resources: Resources
+    """Custom resources of an encoder."""
     stage_cpus: float
     """CPUs that a reading or writing worker reserves; a tokenising one takes a little more (see `stream_blocks`)."""
 
@@ -84,12 +89,15 @@ def start_ray(runtime: Runtime) -> list[str]:
     return [] if is_guarded(address, os.environ) else [OPEN_CLUSTER.format(address=address)]
 
 
-def check_answers(address: str, patience_seconds: float = 10.0) -> None:
+def check_answers(
+    address: str, patience_seconds: float = 10.0, named: str = "runtime.ray_address, or RAY_ADDRESS"
+) -> None:
     """See that somebody listens at an address: Ray itself would wait for minutes, then end the process without a word.
 
     Args:
         address: as Ray takes it; what names no port is left to Ray.
         patience_seconds: a cluster may just be starting.
+        named: where the address comes from, for the message.
 
     Raises:
         PipelineError: nobody does.
@@ -104,8 +112,7 @@ def check_answers(address: str, patience_seconds: float = 10.0) -> None:
         except (OSError, OverflowError) as error:
             if time.monotonic() >= deadline or isinstance(error, socket.gaierror | OverflowError):
                 raise PipelineError(
-                    f"nobody answers at {address} (runtime.ray_address, or RAY_ADDRESS): {error}; start the cluster, "
-                    "or mend the address"
+                    f"nobody answers at {address} ({named}): {error}; start the cluster, or mend the address"
                 ) from error
             time.sleep(0.5)
         else:
@@ -174,14 +181,16 @@ def divide(
         )
     if not nodes:
         raise PipelineError("the Ray cluster has no node with CPUs; start one, or check runtime.ray_address")
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    cores = min(node["CPU"] for node in nodes)
+    stage_cpus = min(1.0, cores / 8)
+    needs = dict(runtime.encoder_resources)
+    able = _offering(nodes, needs)
+    gpus = sum(node.get("GPU", 0.0) for node in able)
     gpus_per_encoder = runtime.gpus_per_encoder
     if gpus_per_encoder == "auto":
         gpus_per_encoder = 1.0 if gpus else 0.0
-    cores = min(node["CPU"] for node in nodes)
-    stage_cpus = min(1.0, cores / 8)
     if gpus_per_encoder > 0:
-        room = sum(_encoders_on(int(node.get("GPU", 0)), gpus_per_encoder) for node in nodes)
+        room = sum(_encoders_on(node, gpus_per_encoder, needs) for node in able)
         encoders = max(1, room) if runtime.encoders == "auto" else runtime.encoders
         if encoders > room and (left_out or held):
             encoders = max(1, room)
@@ -190,14 +199,34 @@ def divide(
                 f"runtime asks for {encoders} encoders with {gpus_per_encoder:g} GPUs each; the cluster's {gpus:g} "
                 f"GPUs have room for {room}. Lower runtime.encoders or runtime.gpus_per_encoder (0 = CPU)."
             )
-        cpus = min(
-            node["CPU"] * NODE_SHARE / max(1, _encoders_on(int(node["GPU"]), gpus_per_encoder)) for node in nodes
-        )
-        return Shares(encoders, min(1.0, cores / 4, round(cpus, 2)), gpus_per_encoder, 0, stage_cpus)
-    encoders = len(nodes) if runtime.encoders == "auto" else runtime.encoders
-    per_node = math.ceil(encoders / len(nodes))
+        cpus = min(node["CPU"] * NODE_SHARE / max(1, _encoders_on(node, gpus_per_encoder, needs)) for node in able)
+        return Shares(encoders, min(1.0, cores / 4, round(cpus, 2)), gpus_per_encoder, 0, needs, stage_cpus)
+    room = sum(_encoders_on(node, 0.0, needs) for node in able)
+    encoders = (room if needs else len(able)) if runtime.encoders == "auto" else runtime.encoders
+    if needs and encoders > room:
+        if not (left_out or held):
+            raise ConfigError(f"runtime asks for {encoders} encoders; the cluster has room for {room} by what {_ASKED}")
+        encoders = room
+    per_node = math.ceil(encoders / len(able))
+    cores = min(node["CPU"] for node in able)
     threads = max(1, int(cores) // per_node)
-    return Shares(encoders, round(cores * NODE_SHARE / per_node, 2), 0.0, threads, stage_cpus)
+    return Shares(encoders, round(cores * NODE_SHARE / per_node, 2), 0.0, threads, needs, stage_cpus)
+
+
+def _offering(nodes: Sequence[Resources], needs: Resources) -> list[Resources]:
+    """Return the nodes on which an encoder with these custom resources has room.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    able = [node for node in nodes if all(node.get(name, 0) >= need for name, need in needs.items())]
+    if not able:
+        offered = sorted({name for node in nodes for name in node if name not in BUILT_IN and ":" not in name})
+        raise ConfigError(
+            f"no node of the cluster has what {_ASKED} ({', '.join(f'{n}: {v:g}' for n, v in needs.items())}); "
+            f"custom resources there are: {', '.join(offered) or 'none'}"
+        )
+    return able
 
 
 def gpus_by_node() -> dict[str, int]:
@@ -227,16 +256,24 @@ def short_of_cores(shares: Shares, cores: float) -> list[str]:
 
 
 def _can_encode(nodes: Sequence[Resources], all_nodes: Sequence[Resources], runtime: Runtime) -> bool:
-    """Whether these nodes have a GPU, if encoders hold one."""
+    """Whether these nodes have a GPU, if encoders hold one, and what else an encoder holds."""
     wants_gpu = runtime.gpus_per_encoder != 0 and any(node.get("GPU") for node in all_nodes)
-    return not wants_gpu or any(node.get("GPU") for node in nodes)
+    needs = dict(runtime.encoder_resources) | ({"GPU": 1e-9} if wants_gpu else {})
+    return any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes)
 
 
-def _encoders_on(gpus: int, gpus_per_encoder: float) -> int:
-    """Return how many encoders fit on a node: a share of a GPU lies on one GPU, several GPUs on one node."""
-    if gpus_per_encoder < 1:
-        return gpus * int(1 / gpus_per_encoder + 1e-9)
-    return int(gpus / gpus_per_encoder)
+def _encoders_on(node: Resources, gpus_per_encoder: float, needs: Resources) -> int:
+    """Return how many encoders have room on a node: a share of a GPU lies on one GPU, several GPUs on one node.
+
+    By CPUs alone there is room for any number.
+    """
+    rooms = [int(node[name] / need + 1e-9) for name, need in needs.items()]
+    gpus = int(node.get("GPU", 0))
+    if gpus_per_encoder >= 1:
+        rooms.append(int(gpus / gpus_per_encoder))
+    elif gpus_per_encoder > 0:
+        rooms.append(gpus * int(1 / gpus_per_encoder + 1e-9))
+    return min(rooms, default=0)
 
 
 def hosts() -> list[str]:

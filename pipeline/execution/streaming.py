@@ -129,6 +129,7 @@ def stream_blocks(
             compute=ray.data.ActorPoolStrategy(size=shares.encoders),
             num_cpus=shares.encoder_cpus,
             num_gpus=shares.encoder_gpus or None,
+            resources=dict(shares.encoder_resources) or None,
             label_selector={NODE_LABEL: f"!in({','.join(sorted(left_out))})"} if left_out else None,
             **options,
         )

@@ -11,7 +11,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import data_plane, encoders, faults, growth, ids, nights, overhead, peers, reading_writing
+from tests.benchmarks import (
+    data_plane,
+    encoders,
+    faults,
+    growth,
+    ids,
+    nights,
+    overhead,
+    peers,
+    reading_writing,
+    submitted,
+)
 from tests.benchmarks.chart import write_chart
 from tests.benchmarks.table import Line, shown
 
@@ -54,6 +65,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
         "renamed": lambda: nights.measure_renamed(folder, options.rows or 5_000_000),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
+        "submitted": lambda: submitted.measure(folder, rounds or 3),
         "faults": lambda: faults.measure(folder, rounds or 2, rows // 5),
     }
 

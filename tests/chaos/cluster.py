@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Self
 
 from jobs.demo.lifetime import die_with_parent
+from jobs.demo.processes import Process, kill_session, members
 from tests.chaos.network import Network, Place, plug_in, unplug
-from tests.chaos.processes import Process, kill_session, members
 
 START_SECONDS = 90.0
 ATTEMPTS = 3

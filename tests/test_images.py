@@ -1,0 +1,67 @@
+"""What can be said of the container images without an engine to build them."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from jobs.demo.command import CONFIG
+from jobs.healthcheck import lives
+from tests.running import ROOT
+
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+IGNORED = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+def stages() -> dict[str, str]:
+    """Return the text of every stage of the Dockerfile by its name."""
+    found = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return {name: f"FROM {parent}\n{text}" for parent, name, text in zip(*[iter(found)] * 3, strict=True)}
+
+
+def test_both_targets_run_as_a_user_that_is_not_root() -> None:
+    assert {"cpu", "gpu"} <= stages().keys()
+    assert "USER 1000" in stages()["runtime"]
+    for target in ("cpu", "gpu"):
+        assert stages()[target].startswith("FROM runtime\n")
+        assert "USER" not in stages()[target]
+
+
+def test_every_installation_is_held_to_the_versions_that_were_tried_together() -> None:
+    installs = re.findall(r"pip install .*", DOCKERFILE)
+    assert installs
+    assert all("-c docker/constraints.txt" in line or "--no-deps" in line for line in installs)
+
+
+def test_what_is_copied_is_let_through_and_nothing_else_is() -> None:
+    copied = {
+        name for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]
+    }
+    allowed = {line.removeprefix("!") for line in IGNORED if line.startswith("!")}
+    assert IGNORED[0] == "*"
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_demo_of_containers_builds_what_there_is_and_holds_no_secret() -> None:
+    for name, service in COMPOSE["services"].items():
+        if "build" in service:
+            assert service["build"]["target"] in stages(), name
+        for variable, value in service.get("environment", {}).items():
+            if "SECRET" in variable or "TOKEN" in variable:
+                assert value.startswith("${"), f"{name}: {variable}"
+    assert "--num-cpus=0" in COMPOSE["services"]["head"]["command"]
+    assert f"configs/{CONFIG.name}" in COMPOSE["services"]["demo"]["command"][-1]
+
+
+def test_a_node_is_healthy_while_its_raylet_lives(tmp_path: Path) -> None:
+    def process(number: int, name: str, state: str) -> None:
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "stat").write_text(f"{number} ({name}) {state} 1 1 1")
+
+    process(1, "tini", "S")
+    process(2, "raylet", "Z")
+    assert not lives(tmp_path)
+    process(3, "raylet", "S")
+    assert lives(tmp_path)

@@ -1,0 +1,224 @@
+"""Runs submitted to a real cluster from outside: a head without CPUs, a CPU node, a node with a resource of its own."""
+
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+
+import orjson
+import pytest
+import requests
+import yaml
+
+from jobs.checkout import packed
+from jobs.demo.local_cluster import LocalCluster, Offer
+from jobs.demo.local_s3 import LocalS3
+from jobs.submit_config import config_text, wanted
+from pipeline import open_snapshot
+from pipeline.config_file import load_config
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.execution.submission import Cluster, night_name
+from pipeline.storage.filesystem import Store
+from tests.running import ROOT, Finished, ended, jobs, started, written_config
+from tests.test_cluster import closed_port
+
+FILES, ROWS_PER_FILE = 12, 16
+CPU, ACCELERATOR = Offer(2, {"tier": "cpu"}), Offer(2, {"tier": "accelerator"}, {"accelerator": 1})
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: LocalS3) -> Iterator[LocalCluster]:
+    with LocalCluster(s3.environment, (CPU, ACCELERATOR)) as cluster:
+        yield cluster
+
+
+def corpus(bucket: str, path: Path, files: int) -> str:
+    """Write a corpus into a bucket of its own, and a config over it; return the config's path."""
+    store = Store(f"s3://{bucket}/corpus")
+    for number in range(files):
+        rows = range(number * ROWS_PER_FILE, (number + 1) * ROWS_PER_FILE)
+        lines = b"".join(orjson.dumps({"id": row, "text": f"第{row}家酒店"}) + b"\n" for row in rows)
+        store.put(f"{number:03d}.jsonl", lines)
+    return written_config(
+        path / "job.yaml",
+        source={"uri": f"s3://{bucket}/corpus/"},
+        recipe={"model": "hashing://64"},
+        output={"uri": f"s3://{bucket}/out/", "rows_per_part": 4},
+    )
+
+
+@pytest.fixture
+def config(bucket: str, tmp_path: Path) -> str:
+    """A config over a corpus of one file."""
+    return corpus(bucket, tmp_path, 1)
+
+
+def submit(cluster: LocalCluster, *arguments: str) -> Finished:
+    return jobs("submit", *arguments, environment=cluster.environment)
+
+
+def published_ids(config: str) -> list[int]:
+    ids: list[int] = open_snapshot(load_config(config).output.uri).to_table(["id"])["id"].to_pylist()
+    return sorted(ids)
+
+
+def is_seen(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_submitted_run_outlives_its_terminal_and_a_killed_node_and_loses_nothing(
+    cluster: LocalCluster, bucket: str, tmp_path: Path
+) -> None:
+    config = corpus(bucket, tmp_path, FILES)
+    plain, accelerated = cluster.workers
+    submitting = ("submit", "embed", config, "runtime.encoder_resources={accelerator: 1}", "--name", "outlives")
+    terminal = started(*submitting, environment=cluster.environment)
+    assert is_seen(lambda: bool(accelerated.workers("EncodeBlocks") and plain.workers("blocks")))
+    assert not plain.workers("EncodeBlocks")
+    terminal.send_signal(signal.SIGINT)
+    detached = ended(terminal)
+    assert detached.code == 130
+    assert "the run goes on" in detached.stderr
+    assert "shipping" in detached.stdout
+    plain.kill()
+    cluster.workers.remove(plain)
+    cluster.add_worker(CPU)  # it joins while the run goes on
+    followed = submit(cluster, "--logs", "outlives")
+    assert followed.code == 0, followed.stdout[-3000:]
+    assert "outlives: succeeded" in followed.stdout
+    assert published_ids(config) == list(range(FILES * ROWS_PER_FILE))
+    cluster.workers[-1].wait_until_up()
+
+
+@pytest.mark.slow
+def test_the_second_submission_of_a_night_is_refused_with_a_link_to_the_first_and_no_credential_is_known(
+    cluster: LocalCluster, config: str, s3: LocalS3
+) -> None:
+    first = submit(cluster, "embed", config, "--no-ship", "--json")
+    facts = first.report
+    assert (first.code, facts["status"], facts["exit_code"]) == (0, "SUCCEEDED", 0)
+    assert facts["report"]["embedded"] == ROWS_PER_FILE
+    assert "shipping" not in first.stderr
+    second = submit(cluster, "embed", config)
+    assert second.code == 3
+    assert facts["link"] in second.errors[0]
+    listed = orjson.loads(submit(cluster, "--list", "--json").stdout)
+    assert [run["output"] for run in listed if run["name"] == facts["name"]] == [load_config(config).output.uri]
+    token = cluster.environment["RAY_AUTH_TOKEN"]
+    known = requests.get(f"{cluster.dashboard_url}/api/jobs/", headers={"Authorization": f"Bearer {token}"}, timeout=20)
+    known.raise_for_status()
+    for text in (known.text, first.stderr):
+        assert load_config(config).output.uri in text
+        assert not [secret for secret in (s3.secret_key, s3.access_key, token) if secret in text]
+
+
+@pytest.mark.slow
+def test_a_failed_run_passes_its_exit_code_on_and_may_be_submitted_again(cluster: LocalCluster, config: str) -> None:
+    submitting = ("embed", config, "runtime.encoders=3", "runtime.gpus_per_encoder=1", "--no-ship", "--name", "wrong")
+    failed = submit(cluster, *submitting)
+    assert failed.code == 2
+    assert "have room for 0" in failed.stdout
+    again = submit(cluster, *submitting, "--no-wait", "--json")
+    assert (again.code, again.report["name"]) == (0, "wrong.2")
+    stopped = submit(cluster, "--stop", "wrong.2")
+    assert stopped.code == 0
+    statuses = {run["name"]: run["status"] for run in orjson.loads(submit(cluster, "--list", "--json").stdout)}
+    assert statuses["wrong"] == "FAILED"
+    assert statuses["wrong.2"] in ("STOPPED", "FAILED")
+
+
+def test_a_cluster_that_is_down_is_told_in_seconds() -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    with pytest.raises(PipelineError, match=r"nobody answers at .*--address, or RAY_API_SERVER_ADDRESS"):
+        Cluster(url)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "ftp://head", "http://user:word@head", "http://head:port"])
+def test_an_address_that_is_no_dashboard_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="no address of a dashboard"):
+        Cluster(address)
+
+
+def test_a_run_has_one_name_a_night_whoever_submits_it() -> None:
+    night = date(2026, 11, 24)
+    name = night_name("nightly", "s3://features/Kunden Reviews/", night)
+    assert name == night_name("nightly", "s3://features/Kunden Reviews", night)
+    assert name.startswith("nightly-kunden-reviews-")
+    assert name.endswith("-2026-11-24")
+    others = [("embed", "s3://features/Kunden Reviews/", night), ("nightly", "s3://other/Kunden Reviews/", night)]
+    assert name not in [night_name(*other) for other in others]
+    assert name != night_name("nightly", "s3://features/Kunden Reviews/", date(2026, 11, 25))
+
+
+def test_the_config_of_a_submitted_run_is_the_one_given_but_for_the_clusters_address(tmp_path: Path) -> None:
+    path = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": ["s3://a/", "s3://b/"], "keep_columns": ["名字"]},
+        recipe={"model": "hashing://64", "prompt": "it's: "},
+        output={"uri": "s3://out/"},
+        runtime={"ray_address": "head:6379", "encoders": 2},
+    )
+    _, config, arguments = wanted(["nightly", path, "runtime.encoders=3", "--allow-deletes"])
+    assert arguments == ["nightly", "-", "--allow-deletes"]
+    (tmp_path / "remote.yaml").write_text(config_text(config), encoding="utf-8")
+    remote = load_config(str(tmp_path / "remote.yaml"))
+    assert (remote.source, remote.recipe, remote.output) == (config.source, config.recipe, config.output)
+    assert (remote.runtime.encoders, remote.runtime.ray_address) == (3, None)
+    assert set(yaml.safe_load(config_text(config))["recipe"]) == {"model", "prompt"}
+
+
+def test_a_path_that_only_this_folder_knows_is_refused(tmp_path: Path) -> None:
+    sections = {"source": {"uri": "corpus/"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "s3://out/"}}
+    with pytest.raises(ConfigError, match=r"source\.uri\[0\] is 'corpus/'"):
+        wanted(["embed", written_config(tmp_path / "job.yaml", **sections)])
+
+
+@pytest.mark.parametrize("words", [[], ["embed"], ["status", "s3://out/"], ["submit", "job.yaml"]])
+def test_a_command_that_takes_no_config_is_not_submitted(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="expected a command"):
+        wanted(words)
+
+
+def test_the_checkout_is_shipped_without_what_is_ignored_and_always_the_same(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in (
+        "pyproject.toml",
+        "jobs/embed.py",
+        ".env",
+        ".git/config",
+        "jobs/__pycache__/a.pyc",
+        "my.key",
+        "big.bin",
+    ):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"x" * 1000)
+    (tree / ".shipignore").write_text("*.bin\n")
+    package = packed(tmp_path / "one.zip", tree)
+    assert (package.files, package.size_bytes) == (2, 2000)
+    (tree / "jobs/embed.py").touch()
+    packed(tmp_path / "two.zip", tree)
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+def test_a_checkout_that_is_too_large_names_its_largest_files(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "weights.bin").write_bytes(b"x" * 2_000_000)
+    with pytest.raises(ConfigError, match=r"2\.0 MB, at most 1\.0 MB(.|\n)*2\.0 MB  weights\.bin"):
+        packed(tmp_path / "out.zip", tmp_path, largest_bytes=1_000_000)
+
+
+def test_everything_a_run_needs_of_this_checkout_is_shipped(tmp_path: Path) -> None:
+    packed(tmp_path / "checkout.zip")
+    with zipfile.ZipFile(tmp_path / "checkout.zip") as archive:
+        shipped = set(archive.namelist())
+    tracked = {path for folder in ("pipeline", "jobs") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    needed = {path.relative_to(ROOT).as_posix() for path in tracked if "__pycache__" not in path.parts}
+    assert needed <= shipped
