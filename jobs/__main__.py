@@ -23,6 +23,7 @@ COMMANDS = {
     "requeue": "embed anew what went to quarantine, after its cause was mended; keep everything else",
     "features": "make a table of vectors per entity and time of what is published, for training and for Feast",
     "export": "write a published snapshot as a Delta table, a Lance dataset or a FAISS index",
+    "evaluate": "embed labelled tasks by the config's recipe and score the vectors with mteb, beside a model card",
     "expire": "remove snapshots beyond output.keep_snapshots, old feature tables, and what dead runs have left",
     "verify": "read a published snapshot whole, compare it with what it says of itself and with its source",
     "train": "train the model of the recipe on sets of examples, and put the result into a folder to embed with",
@@ -146,11 +147,16 @@ def _count(text: str) -> int:
 
 
 def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("embed", "plan", "requeue", "nightly", "tune", "features", "train"):
+    if name in ("embed", "plan", "requeue", "nightly", "tune", "features", "train", "evaluate"):
         command.add_argument("config", help="YAML file with the sections source, recipe, output, …")
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name in ("embed", "requeue", "nightly", "features", "train"):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
+    if name == "evaluate":
+        command.add_argument("--mini", action="store_true", help="the six small sets, instead of evaluation.tasks")
+        command.add_argument("--tasks", metavar="T,…", help="these tasks, instead of evaluation.tasks")
+        gate = "folder or config of another evaluation; exit code 4 if a kind falls further than evaluation.max_drop"
+        command.add_argument("--gate", metavar="BASELINE", help=gate)
     if name == "tune":
         budget = "after so many no new setting is tried (%(default)g)"
         command.add_argument("--seconds", type=float, default=90.0, help=budget)

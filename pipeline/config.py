@@ -285,6 +285,41 @@ class Training(Section):
         return self
 
 
+Kind = Literal["STS", "Classification", "Clustering", "PairClassification", "Reranking", "Retrieval"]
+"""The six kinds of problem of C-MTEB, by mteb's names."""
+
+
+class Evaluation(Section):
+    """How `evaluate` measures what vectors of the recipe are good for."""
+
+    uri: Uri
+    """Folder of the evaluation: texts of the tasks, their vectors (an output like any other), scores and reports."""
+    tasks: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = ("cmteb",)
+    """`cmteb` (the 35 tasks of C-MTEB model cards), `mini` (six small sets made from packages), or names of tasks, as
+    a card or as mteb has them."""
+    mirror: Uri | None = None
+    """Folder with the data, one folder per task, laid out as on the hub; null = from the hub (mini: from packages)."""
+    reference: Uri | None = None
+    """Model card to compare with: its README.md, or the YAML in it."""
+    max_drop: dict[Kind, Annotated[float, Field(ge=0)]] = {}
+    """By kind, the points that its mean may lie below the baseline of `evaluate --gate`; of kinds not named here 0.2,
+    and 1.5 for Clustering, which moves by as much from seed to seed."""
+
+
+class Gate(Section):
+    """What every encoder must show before it encodes anything."""
+
+    canary: Uri
+    """Parquet file with `text` and `embedding`: texts with the float32 vectors they should have, as `evaluate` leaves
+    it. Every encoder encodes them when it starts; if one gives others, nothing is published (exit code 4)."""
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.998
+    """Least cosine of a text's vector to its reference."""
+    min_neighbours_kept: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of the five nearest texts of each, by the references, that are its nearest by the vectors."""
+    min_order_kept: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of the pairs of these neighbours that lie in the same order."""
+
+
 class JobConfig(Section):
     """One job: the whole YAML file."""
 
@@ -294,6 +329,8 @@ class JobConfig(Section):
     runtime: Runtime = Runtime()
     features: Features | None = None
     training: Training | None = None
+    evaluation: Evaluation | None = None
+    gate: Gate | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

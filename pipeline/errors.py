@@ -10,6 +10,7 @@ PipelineError                exit 1   anything below; the message alone must be 
 ├── SnapshotConflict         exit 3   another run holds or published the output; run again
 ├── Stopped                  exit 1   somebody asked the run to end; run again to go on
 ├── DeletionRefused          exit 4   too much of the snapshot before would go; look, then allow it or mend the source
+├── GateFailed               exit 4   vectors are worse than a gate allows; look at the scores
 └── ReconciliationError      exit 1   the counts do not add up: a bug or a lost Block; nothing was published
 """
 
@@ -62,6 +63,12 @@ class Stopped(PipelineError):
 
 class DeletionRefused(PipelineError):
     """More of the snapshot before would go than the config allows; the run publishes nothing."""
+
+    exit_code = 4
+
+
+class GateFailed(PipelineError):
+    """What vectors are good for lies further below a baseline than the config allows."""
 
     exit_code = 4
 

@@ -18,6 +18,8 @@ LEAST: dict[str, Any] = {"source": {"uri": "in"}, "recipe": {"model": "hashing:/
 LEAST_OF_OPTIONAL: dict[str, Any] = {
     "features": {"uri": "table"},
     "training": {"uri": "model", "sets": [{"uri": "examples", "kind": "class"}]},
+    "evaluation": {"uri": "evaluation"},
+    "gate": {"canary": "canary.parquet"},
 }
 SENTENCE_WIDTH = 95
 """Longest line about a file; a longer sentence ends at the last comma or colon before."""

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "batch-embeddings")
 
 
-def fetch(download: Download, cache: Path) -> Path:
-    """Give the local path of a download, fetching it if it is not there, checking it in any case."""
+def fetch(download: Download, cache: Path, get: Callable[[Download, Path], None] | None = None) -> Path:
+    """Give the local path of a download, fetching it if it is not there, checking it in any case.
+
+    Args:
+        get: puts the file into a folder; None = with pip.
+    """
     folder = cache / "downloads"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / download.file_name
@@ -46,7 +51,7 @@ def fetch(download: Download, cache: Path) -> Path:
         if not path.exists():
             logger.info("event=download file=%s", download.file_name)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch:
-                _pip_download(download, Path(scratch))
+                (get or _pip_download)(download, Path(scratch))
                 check_sha256(Path(scratch) / download.file_name, download.sha256)
                 (Path(scratch) / download.file_name).replace(path)
         else:

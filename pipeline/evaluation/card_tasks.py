@@ -7,9 +7,10 @@ precision over a query's own candidates and an MRR at 10; mteb computes them now
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-Kind = Literal["STS", "Classification", "Clustering", "PairClassification", "Reranking", "Retrieval"]
+from pipeline.config import Kind
+
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

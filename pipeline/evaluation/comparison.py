@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from pipeline.evaluation.card_tasks import CARD_TASKS, KINDS, MAIN_METRIC, REDEFINED, Kind
+from pipeline.config import Kind
+from pipeline.evaluation.card_tasks import CARD_TASKS, KINDS, MAIN_METRIC, REDEFINED
 from pipeline.evaluation.model_index import Card, table_of
 
 NO_REVISION = ("None", "", None)

@@ -18,6 +18,7 @@ from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import marked, replace_process
+from pipeline.execution.canary_gate import check_encoder
 from pipeline.execution.isolated import IsolatedEncoder
 from pipeline.execution.lending import Borrower
 from pipeline.execution.metrics import TOKEN_BUCKETS
@@ -130,13 +131,20 @@ class EncodeBlocks:
         trial_tokens = TRIAL_TOKENS if is_cpu else self.batch_tokens
         self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good), trial_tokens=trial_tokens)
         self._open, self.may_try_engines = self._opening(choice.engine), False
+        if choice.engine != "torch":
+            self._check(self.encoder)
         self.settings.attempts.end_trial(choice)
+
+    def _check(self, encoder: Encoder) -> None:
+        if self.settings.canary:
+            check_encoder(self.settings.canary, encoder, self.batch_tokens, self.settings.dimensions)
 
     def _opened(self) -> Encoder:
         try:
             encoder = self._open()
             if isinstance(encoder, Overlapping):
                 self.settings.attempts.note_attention(str(encoder.attention))
+            self._check(encoder)
             return encoder
         except PipelineError:
             raise

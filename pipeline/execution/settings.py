@@ -8,6 +8,7 @@ import pipeline
 from pipeline.config import JobConfig, Recipe
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import ConfigError
+from pipeline.execution.canary_gate import load_canary
 from pipeline.execution.plan import Plan, read_columns_of
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.schemas import part_schema
@@ -55,6 +56,7 @@ def stage_settings(
         },
         event_time=planned_at,
         known=plan.known,
+        canary=load_canary(config.gate, tokenizer) if config.gate else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.execution.attempts import Attempts, Marks
+from pipeline.execution.canary_gate import Canary
 from pipeline.execution.lending import Ledger, RemoteLedger
 from pipeline.execution.model import ModelReference
 from pipeline.storage.readers import ReadColumns
@@ -42,5 +43,7 @@ class StageSettings:
     """Of the Snapshot whose vectors are taken over; None = everything is encoded."""
     ledger: Ledger | RemoteLedger | None = None
     """Of texts that stand in several Blocks; None = there are none, or nobody has looked."""
+    canary: Canary | None = None
+    """Pinned texts that every encoder must get right before it begins; None = no gate."""
     attempts: Marks = field(default_factory=Attempts)
     """Where workers mark what they begin and end."""

@@ -1,0 +1,97 @@
+"""The gate of a run: an encoder that gives pinned texts other vectors than it should writes nothing."""
+
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from jobs.__main__ import main
+from pipeline.arrow import fixed_size_list
+from pipeline.encoder.hashing import HashingEncoder
+from pipeline.errors import ConfigError, GateFailed
+from pipeline.execution import run as execution
+from pipeline.storage.filesystem import Store
+from pipeline.storage.snapshots import open_snapshot
+from tests import without_ray
+from tests.running import written_config
+from tests.without_ray import run_in_process
+
+WIDTH = 16
+TEXTS = [f"文本 {number}" for number in range(12)]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "in").mkdir()
+    ids = pa.array(range(len(TEXTS)), pa.int64())
+    pq.write_table(pa.table({"id": ids, "text": TEXTS}), tmp_path / "in" / "a.parquet")
+    return written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(tmp_path / "in")},
+        recipe={"model": f"hashing://{WIDTH}"},
+        output={"uri": str(tmp_path / "out")},
+    )
+
+
+def vectors_of_run(config: str) -> NDArray[np.float32]:
+    """Run without a gate; return the vectors in the order of TEXTS."""
+    rows = open_snapshot(run_in_process(config).output_uri).to_table().sort_by("id")
+    return np.stack(rows["embedding"].to_numpy()).astype(np.float32)
+
+
+def pinned(folder: Path, vectors_ND: NDArray[np.float32]) -> str:
+    """Write a canary file; return the argument that names it."""
+    vectors = fixed_size_list(np.ascontiguousarray(vectors_ND), pa.list_(pa.float32(), vectors_ND.shape[1]))
+    pq.write_table(pa.table({"text": TEXTS, "embedding": vectors}), folder / "canary.parquet")
+    return f"gate.canary={folder / 'canary.parquet'}"
+
+
+def test_an_encoder_that_gives_the_references_passes_and_nothing_is_embedded_anew(config: str, tmp_path: Path) -> None:
+    canary = pinned(tmp_path, vectors_of_run(config))
+    assert run_in_process(config, canary).outcome == "nothing_to_do"
+    assert run_in_process(config, canary, f"output.uri={tmp_path / 'other'}").embedded == len(TEXTS)
+
+
+def test_the_references_are_cut_to_the_dimensions_of_the_recipe(config: str, tmp_path: Path) -> None:
+    canary = pinned(tmp_path, vectors_of_run(config))
+    assert run_in_process(config, canary, "recipe.dimensions=8", "gate.min_cosine=0.9999").embedded == len(TEXTS)
+
+
+def test_an_encoder_that_has_drifted_writes_nothing_and_ends_with_exit_code_4(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary = pinned(tmp_path, vectors_of_run(config))
+    other = tmp_path / "other"
+    encode = HashingEncoder.encode
+
+    def drifted(self: HashingEncoder, batch: object) -> NDArray[np.float32]:
+        vectors_BD = encode(self, batch)  # type: ignore[arg-type]
+        return np.roll(vectors_BD, 1, axis=1)
+
+    with (
+        patch.object(HashingEncoder, "encode", drifted),
+        patch.object(execution, "_encode_missing", without_ray._encode_missing),
+    ):
+        assert main(["embed", config, canary, f"output.uri={other}"]) == 4
+    said = capsys.readouterr().err
+    assert "does not give the vectors of gate.canary: cosine to the reference" in said
+    assert not any(text in said for text in TEXTS)
+    assert [key for key in Store(str(other)).files("") if key.startswith("snapshots/")] == []
+
+
+def test_references_of_fewer_numbers_than_the_vectors_are_refused(config: str, tmp_path: Path) -> None:
+    canary = pinned(tmp_path, vectors_of_run(config)[:, :8])
+    with pytest.raises(GateFailed, match="references of 8 numbers, vectors of 16"):
+        run_in_process(config, canary, f"output.uri={tmp_path / 'other'}")
+
+
+def test_a_canary_that_is_none_is_told_before_anything_is_encoded(config: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no"):
+        run_in_process(config, f"gate.canary={tmp_path / 'nowhere.parquet'}")
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "canary.parquet")
+    with pytest.raises(ConfigError, match="no Parquet file with `text` and `embedding`"):
+        run_in_process(config, f"gate.canary={tmp_path / 'canary.parquet'}")
