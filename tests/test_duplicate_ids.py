@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import SourceError
+from pipeline.execution import duplicates
 from pipeline.execution.duplicates import check_ids, find_repeated_rows
 from pipeline.execution.plan import Plan, make_plan, read_columns_of
 from pipeline.records import Part, Shard, SourceFile, Span
 from pipeline.schemas import SPANS_PER_SHARD, document_schema
 from pipeline.storage.filesystem import Store
 from pipeline.storage.listing import list_source
-from pipeline.storage.parquet import PartName, publish_part
+from pipeline.storage.parquet import PartName, publish_part, read_columns
 from pipeline.storage.rows import ReadColumns
 from tests.running import embed, written_config
 
@@ -59,6 +60,35 @@ def test_chunks_of_one_document_are_no_duplicates_and_the_same_chunk_twice_is_on
     parts.append(published(local, "s0", rows_of(["a"], chunk=[1]), block=1))
     with pytest.raises(SourceError, match=r"^1 row has"):
         check_ids(local, shards_of(1), parts, chunked=True)
+
+
+def test_of_parts_that_bring_no_other_ids_than_those_they_replace_no_other_is_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = shards_of(30)
+    parts = [published(store, f"s{n}", rows_of(range(10 * n, 10 * n + 10))) for n in range(29)]
+    was, others = parts[7], [*parts[:7], *parts[8:]]
+    asked: list[str] = []
+
+    def noting(store: Store, key: str, *others: Any) -> pa.Table:
+        asked.append(key)
+        return read_columns(store, key, *others)
+
+    monkeypatch.setattr(duplicates, "read_columns", noting)
+    same, another, twice = (
+        published(store, "s29", rows_of(ids), block)
+        for block, ids in enumerate([range(79, 70, -1), [*range(70, 79), 5], [*range(70, 79), 78]])
+    )
+    check_ids(store, shards, [*others, same], False, parts)
+    assert len(asked) == 2
+    check_ids(store, shards, others, False, parts)
+    check_ids(store, shards, [*parts, published(store, "s29", rows_of([1000]), 4)], False, parts)
+    with pytest.raises(SourceError, match=r"^1 row has the id of another row, for instance 5 in row 5 of"):
+        check_ids(store, shards, [*others, another], False, parts)
+    with pytest.raises(SourceError, match=r"^1 row has the id of another row, for instance 78 in"):
+        check_ids(store, shards, [*others, twice], False, parts)
+    with pytest.raises(SourceError, match=r"^9 rows"):
+        check_ids(store, shards, [*others, was, same], False, parts)
 
 
 def write(corpus: Path, name: str, ids: Iterable[int]) -> None:

@@ -19,7 +19,7 @@ from pipeline.records import BlockReceipt, Part, SourceFile
 from pipeline.schemas import embedding_fields
 from pipeline.storage.filesystem import Store, open_source, stat_of
 from pipeline.storage.journal import Journal, read_journal
-from pipeline.storage.parquet import PartName, publish_part, read_metadata
+from pipeline.storage.parquet import PartName, publish_part, read_metadata, rows_hash
 from pipeline.storage.snapshots import (
     SnapshotRecord,
     encode_schema,
@@ -185,6 +185,15 @@ def test_a_part_of_other_rows_is_never_adopted(local: Store, other: pa.Table, me
     publish_part(local, NAME, rows(), METADATA)
     with pytest.raises(StorageError, match="exists with other rows"):
         publish_part(local, NAME, other, metadata)
+
+
+def test_the_hash_of_rows_does_not_depend_on_how_they_lie_in_memory() -> None:
+    hashes = pa.array([bytes([number]) * 16 for number in range(10)], pa.binary(16))
+    rows = pa.table({"id": [f"r{number}" for number in range(10)], "text_hash": hashes})
+    fresh = pa.Table.from_pylist(rows.slice(3, 4).to_pylist(), rows.schema)
+    pieces = pa.concat_tables([rows.slice(3, 1), rows.slice(4, 0), rows.slice(4, 3)])
+    assert rows_hash(rows.slice(3, 4)) == rows_hash(pieces) == rows_hash(fresh)
+    assert len({rows_hash(rows), rows_hash(rows[:0]), rows_hash(rows.slice(2, 4)), rows_hash(fresh)}) == 4
 
 
 def test_something_that_is_no_parquet_file_is_never_adopted(local: Store) -> None:

@@ -1,6 +1,6 @@
 """Ids that stand more than once: found in the Parts before a publish, or in the source before a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.arrow import hash_strings, one_array
+from pipeline.arrow import fixed_size_binary, hash_strings, one_array
 from pipeline.errors import SourceError
 from pipeline.parallel import in_order, merged
 from pipeline.records import Part, Shard
@@ -25,6 +25,9 @@ READERS = 16
 SOURCE_READERS, ROWS_AT_ONCE = 4, 16384
 """Shards read at once when the source is looked through, and rows held of each."""
 
+FEW = 1 / 8
+"""Share of the Parts up to which it is tried whether those that differ bring other ids at all."""
+
 SHOWN = 3
 """Ids named in the message."""
 
@@ -38,13 +41,23 @@ def id_hashes(rows: pa.Table) -> NDArray[np.void]:
     return np.frombuffer(hashes.buffers()[1], "V16", count=len(hashes))
 
 
-def check_ids(store: Store, wanted: Sequence[Shard], parts: Sequence[tuple[str, Part]], chunked: bool) -> None:
+def check_ids(
+    store: Store,
+    wanted: Sequence[Shard],
+    parts: Sequence[tuple[str, Part]],
+    chunked: bool,
+    proven: Sequence[tuple[str, Part]] = (),
+) -> None:
     """Read the ids of all Parts back and see that none stands twice.
+
+    Where few Parts differ from those of a Snapshot that has passed this, and bring no other ids than those that they
+    replace, no more is read.
 
     Args:
         wanted: the Shards of the plan.
         parts: every Part of the coming Snapshot, with the folder it lies in.
         chunked: whether a row is a chunk of a document.
+        proven: every Part of a Snapshot in which no id stands twice.
 
     Raises:
         SourceError: some do; the message says how many, where a few of them are, and what to do.
@@ -52,12 +65,20 @@ def check_ids(store: Store, wanted: Sequence[Shard], parts: Sequence[tuple[str, 
     position = {shard.shard_id: index for index, shard in enumerate(wanted)}
     ordered = [(folder, part) for folder, part in parts if part.kind == "embeddings"]
     ordered.sort(key=lambda one: (position[one[1].shard_id], one[1].block, one[1].path))
-    keys = [part_key(part.kind, folder, part.path) for folder, part in ordered]
+    keys = [_key_of(*one) for one in ordered]
     columns = ["id", "chunk"] if chunked else ["id"]
 
+    def read(one: tuple[str, Part]) -> NDArray[np.void]:
+        return id_hashes(read_columns(store, _key_of(*one), columns, one[1].size_bytes))
+
+    def hashes_of(some: Iterable[tuple[str, Part]]) -> Iterator[NDArray[np.void]]:
+        return in_order(read, some, READERS)
+
+    if _bring_no_other_ids(ordered, proven, hashes_of):
+        return
+
     def hashed() -> Iterator[NDArray[np.void]]:
-        hashes = in_order(lambda key: id_hashes(read_columns(store, key, columns)), keys, READERS)
-        return (placed(hashes_N, index) for index, hashes_N in enumerate(hashes))
+        return (placed(hashes_N, index) for index, hashes_N in enumerate(hashes_of(ordered)))
 
     rows, shown = 0, list[list[int]]()
     for repeats_R2 in find_repeats(hashed()):
@@ -71,6 +92,30 @@ def check_ids(store: Store, wanted: Sequence[Shard], parts: Sequence[tuple[str, 
             f"{'; '.join(examples)}. Nothing was published, what was encoded is kept. Mend the source, or set "
             "source.duplicate_ids to keep_first (of each id the first row is published) or to allow (all are)"
         )
+
+
+def _key_of(folder: str, part: Part) -> str:
+    return part_key(part.kind, folder, part.path)
+
+
+def _bring_no_other_ids(
+    parts: Sequence[tuple[str, Part]],
+    proven: Sequence[tuple[str, Part]],
+    hashes_of: Callable[[Iterable[tuple[str, Part]]], Iterator[NDArray[np.void]]],
+) -> bool:
+    """Whether the Parts that are new hold ids of those they replace only, and none of them twice."""
+    now = {_key_of(*one): one for one in parts}
+    before = {_key_of(*one): one for one in proven if one[1].kind == "embeddings"}
+    come, gone = ([a[key] for key in sorted(a.keys() - b.keys())] for a, b in ((now, before), (before, now)))
+    if not proven or (len(come) + len(gone)) > FEW * len(parts):
+        return False
+    ids, old = (_as_binary(list(hashes_of(some))) for some in (come, gone))
+    return len(ids.unique()) == len(ids) and bool(pc.all(pc.is_in(ids, old), min_count=0).as_py())
+
+
+def _as_binary(hashes: Sequence[NDArray[np.void]]) -> pa.Array:
+    all_N = np.concatenate([np.empty(0, "V16"), *hashes])
+    return fixed_size_binary(all_N.view(np.uint8).reshape(-1, 16))
 
 
 def find_repeated_rows(shards: Sequence[Shard], columns: ReadColumns) -> list[NDArray[np.int64]]:

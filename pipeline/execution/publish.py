@@ -21,7 +21,7 @@ from pipeline.execution.reconcile import reconcile
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts
 from pipeline.records import BlockReceipt, Part
 from pipeline.storage.claim import Claim
-from pipeline.storage.filesystem import Store
+from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.parquet import adopt_part, part_key
 from pipeline.storage.snapshots import SnapshotRecord, decode_schema, encode_schema, files_of, publish_snapshot
 from pipeline.units import percent
@@ -66,7 +66,7 @@ def publish(
     check_quarantine(config, report, store, plan.folder)
     _check_redone(plan, shards)
     if config.source.duplicate_ids != "allow":
-        check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked)
+        check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked, _proven(plan))
     if max_deleted is not None:
         coming = [part_rows(folder, part) for folder, part in _where_they_lie(plan, new, carried)]
         check_deletes(plan, coming, report.unreadable_bytes, max_deleted)
@@ -80,6 +80,12 @@ def publish(
     report.snapshot = plan.number
     if any(folder != plan.folder for folder, _ in parts):
         report.warnings.append(REFERENCES)
+
+
+def _proven(plan: Plan) -> list[tuple[str, Part]]:
+    """Return the Parts of the Snapshot before, if it was seen that no id stands twice in them."""
+    parent = plan.parent
+    return parent.placed_parts() if parent and parent.record.duplicate_ids != "allow" else []
 
 
 def _where_they_lie(plan: Plan, new: list[BlockReceipt], carried: list[Carried]) -> list[tuple[str, Part]]:
@@ -127,24 +133,51 @@ def _carry(config: JobConfig, plan: Plan, store: Store, carried: list[Carried]) 
     was forgotten must find its own Part's name taken.
     """
     published = set(plan.parent.parts["folder"].to_pylist()) if plan.parent else set()
+    standing = {} if store.is_local else files_of(store, [plan.folder])
 
     def carry(folder: str, part: Part) -> tuple[str, Part]:
         if folder == plan.folder or (config.output.carry == "reference" and folder in published):
             return folder, part
         source, target = (part_key(part.kind, where, part.path) for where in (folder, plan.folder))
+        if not store.is_local and folder in published and target not in standing:
+            store.copy(source, target)  # no worker of this run was ever given a Shard that its parent holds
+            return plan.folder, part
         if not store.copy_new(source, target):
             return plan.folder, adopt_part(store, target, part, plan.recipe_fingerprint)
         stat = store.stat(target)
         if stat is None or stat.size_bytes != part.size_bytes:
-            raise StorageError(
-                f"{store.uri_of(source)} has been changed since it was written with {part.size_bytes} bytes (its copy: "
-                f"{stat}); remove it and its snapshots, or run under another output.uri"
-            )
+            raise _changed(store, source, part, stat)
         return plan.folder, replace(part, etag=stat.version)
 
     pairs = [pair for one in carried for pair in zip(one.folders, one.receipt.parts, strict=True)]
     with ThreadPoolExecutor(COPIERS) as pool:
-        return list(pool.map(lambda pair: carry(*pair), pairs))
+        brought = list(pool.map(lambda pair: carry(*pair), pairs))
+    return brought if store.is_local else _as_listed(plan, store, brought, pairs)
+
+
+def _as_listed(
+    plan: Plan, store: Store, brought: list[tuple[str, Part]], pairs: list[tuple[str, Part]]
+) -> list[tuple[str, Part]]:
+    """Return the Parts that were carried with the versions of their copies.
+
+    Raises:
+        StorageError: one has been changed since it was written.
+    """
+    found = files_of(store, [plan.folder])
+    listed: list[tuple[str, Part]] = []
+    for (folder, part), (origin, _) in zip(brought, pairs, strict=True):
+        stat = found.get(part_key(part.kind, folder, part.path))
+        if folder == plan.folder != origin and (stat is None or stat.size_bytes != part.size_bytes):
+            raise _changed(store, part_key(part.kind, origin, part.path), part, stat)
+        listed.append((folder, replace(part, etag=stat.version) if stat and folder == plan.folder else part))
+    return listed
+
+
+def _changed(store: Store, source: str, part: Part, stat: Stat | None) -> StorageError:
+    return StorageError(
+        f"{store.uri_of(source)} has been changed since it was written with {part.size_bytes} bytes (its copy: "
+        f"{stat}); remove it and its snapshots, or run under another output.uri"
+    )
 
 
 def _check_folders(plan: Plan, store: Store, parts: list[tuple[str, Part]]) -> None:

@@ -211,6 +211,12 @@ class Store:
             self._patiently(lambda: self.filesystem.cp_file(source, target))
             return True
 
+    def copy(self, source_key: str, key: str) -> None:
+        """Copy within the output in one request, over whatever stands there: for keys that nobody else can write."""
+        source, target = self.path_of(source_key), self.path_of(key)
+        with told_as(StorageError, "copy", self.uri_of(source_key)):
+            self._patiently(lambda: self.filesystem.cp_file(source, target))
+
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
         with told_as(StorageError, "delete", self.uri_of(key)), suppress(FileNotFoundError):

@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.arrow import utf8_view
+from pipeline.arrow import one_array, utf8_view
 from pipeline.errors import AttemptsDiffer, StorageError
 from pipeline.fingerprint import content_hash
 from pipeline.records import Part
@@ -18,6 +18,10 @@ from pipeline.storage.filesystem import Store
 
 COMPRESSION_LEVEL = 1
 """zstd; higher levels cost time and gain nothing on vectors."""
+
+
+WHOLE_BYTES = 2**20
+"""A Part on object storage of at most so many bytes is fetched whole, whatever is wanted of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,10 @@ def rows_hash(table: pa.Table) -> str:
     for name in names:
         column = table[name]
         if pa.types.is_fixed_size_binary(column.type):
-            column = column.cast(pa.binary()).cast(pa.large_binary())
-            pieces.append(b"".join(chunk.buffers()[2].to_pybytes() for chunk in column.chunks if len(chunk)))
+            rows = one_array(column)
+            width = rows.type.byte_width
+            content = memoryview(rows.buffers()[1] or b"")
+            pieces.append(bytes(content[rows.offset * width : (rows.offset + len(rows)) * width]))
             continue
         content, offsets = utf8_view(column.cast(pa.string()).fill_null("\0"))
         pieces += [bytes(content), np.diff(offsets).tobytes()]
@@ -199,14 +205,21 @@ def _adopt(part: Part, found: bytes, own: Mapping[str, Any], uri: str) -> Part:
     return replace(part, size_bytes=len(found))
 
 
-def read_columns(store: Store, key: str, names: Sequence[str]) -> pa.Table:
+def read_columns(store: Store, key: str, names: Sequence[str], size_bytes: int | None = None) -> pa.Table:
     """Return some columns of a Part, reading the footer and these columns only.
+
+    Args:
+        size_bytes: of the Part; a small one is fetched whole, which is one request instead of four.
 
     Raises:
         StorageError: there is no such Part, or it is damaged.
     """
 
     def read() -> pa.Table:
+        if not store.is_local and size_bytes is not None and size_bytes <= WHOLE_BYTES:
+            content = store.filesystem.cat_file(store.path_of(key))
+            file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            return file.read(columns=list(names), use_threads=False)
         with store.filesystem.open(store.path_of(key), "rb", cache_type="none") as stream:
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=list(names), use_threads=False)
 

@@ -152,7 +152,7 @@ def _written(store: Store, snapshot: Snapshot, folder: str) -> dict[str, Any]:
     lines = zip(*columns, strict=True)
     parts = [(part_key(*part), rows, size_bytes) for *part, rows, size_bytes in lines if part[0] == "embeddings"]
     unreadable: list[str] = []
-    return write_texts(store, folder, parts, _hashes_of(store, [key for key, *_ in parts], unreadable), unreadable)
+    return write_texts(store, folder, parts, _hashes_of(store, parts, unreadable), unreadable)
 
 
 def write_texts(
@@ -196,17 +196,20 @@ def write_texts(
     return facts
 
 
-def _hashes_of(store: Store, keys: Sequence[str], unreadable: list[str]) -> Iterator[NDArray[np.void]]:
+def _hashes_of(
+    store: Store, parts: Sequence[tuple[str, int, int]], unreadable: list[str]
+) -> Iterator[NDArray[np.void]]:
     """Yield the hashes of each Part's texts with their places; note which Parts cannot be read."""
 
-    def read(key: str) -> pa.Table | None:
+    def read(part: tuple[str, int, int]) -> pa.Table | None:
+        key, _, size_bytes = part
         try:
-            return read_columns(store, key, ["text_hash", "tokens"])
+            return read_columns(store, key, ["text_hash", "tokens"], size_bytes)
         except StorageError:
             unreadable.append(key)
             return None
 
-    for part, rows in enumerate(in_order(read, keys, READERS)):
+    for part, rows in enumerate(in_order(read, parts, READERS)):
         if rows is not None:  # what has no tokens is an empty text, whose vector depends on `empty_text`
             rows_M = np.flatnonzero(rows["tokens"].to_numpy())
             hashes = one_array(rows["text_hash"].take(pa.array(rows_M)))

@@ -20,6 +20,7 @@ from tests.benchmarks import (
     nights,
     overhead,
     peers,
+    planning,
     reading_writing,
     submitted,
 )
@@ -63,6 +64,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
         "ids": lambda: ids.measure(folder),
         "nights": lambda: nights.measure(folder, options.rows or 100_000),
         "renamed": lambda: nights.measure_renamed(folder, options.rows or 5_000_000),
+        "planning": lambda: planning.measure(folder),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
         "submitted": lambda: submitted.measure(folder, rounds or 3),

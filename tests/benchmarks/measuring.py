@@ -24,15 +24,15 @@ class Measured:
     """Of the largest Ray worker, shared pages of the object store included."""
 
 
-def embed(config: Path, *overrides: str) -> Measured:
-    """Run `embed` in a child process and sample the resident memory of its driver and its Ray workers.
+def embed(config: Path, *overrides: str, command: str = "embed") -> Measured:
+    """Run `embed`, or another command, in a child process and sample the memory of its driver and its Ray workers.
 
     Raises:
         RuntimeError: the run failed; the message holds its last line.
     """
-    command = [sys.executable, "-m", "jobs", "embed", str(config), *overrides, "--json"]
+    arguments = [sys.executable, "-m", "jobs", command, str(config), *overrides, "--json"]
     started, driver, worker = time.perf_counter(), 0, 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         while child.poll() is None:
             driver = max(driver, _resident_bytes(child.pid))
             worker = max([worker, *map(_resident_bytes, _ray_workers_of(child.pid))])
