@@ -12,14 +12,17 @@ import pytest
 
 from pipeline.arrow import vectors_of
 from pipeline.config_file import load_config
-from pipeline.execution import lending, reuse
+from pipeline.encoder.protocol import Encoder
+from pipeline.execution import encode_stage, lending, reuse
 from pipeline.execution.metrics import RunReport
+from pipeline.execution.model import ModelReference, open_encoder
 from pipeline.execution.verify import verify
 from pipeline.records import Reason
 from pipeline.storage import known, text_index
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import Snapshot, open_snapshot
+from tests import without_ray
 from tests.inline import Killed, run_inline
 from tests.running import written_config
 from tests.without_ray import run_in_process
@@ -326,6 +329,29 @@ def test_a_node_that_cannot_keep_a_copy_of_the_index_encodes_everything(
     corpus.write(x=rows_of(range(30)))
     report = corpus.night()
     assert (report.encoded_texts, report.taken_over) == (30, 0)
+
+
+def test_a_night_without_a_new_text_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[ModelReference]()
+
+    def noted(model: ModelReference, *facts: Any) -> Encoder:
+        opened.append(model)
+        return open_encoder(model, *facts)
+
+    monkeypatch.setattr(encode_stage, "open_encoder", noted)
+    corpus = Corpus(tmp_path, source={"empty_text": "zero"})
+    rows = rows_of(range(30))
+    corpus.write(x=pa.concat_tables([rows, pa.table({"id": ["e"], "text": [" "], "label": ["l0"]})]))
+    corpus.night()
+    assert len(opened) == 1
+    corpus.write(y=pa.concat_tables([rows, pa.table({"id": ["e", "f"], "text": ["", " "], "label": ["l0", "l0"]})]))
+    report = corpus.night()
+    assert (report.encoded_texts, report.taken_over, len(opened)) == (0, 30, 1)
+    assert verify(corpus.snapshot, sample=32).is_sound
+    monkeypatch.setattr(without_ray, "repeated_texts", lambda of_shards: (np.empty((0, 2), np.uint64), 0))
+    corpus.write(z=rows_of(range(31)))
+    report = corpus.night()
+    assert (report.encoded_texts, len(opened)) == (1, 2), "what nobody has expected is encoded all the same"
 
 
 def test_a_text_that_stands_more_than_once_in_a_block_is_encoded_once(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def _encode_missing(
     settings = stage_settings(config, plan, description, planned_at, 1)
     if settings.chunk_overlap_tokens is None:
         of_shards = (unknown_hashes(shard, plan.done_blocks(shard.shard_id), settings) for shard in plan.embed)
-        settings = replace(settings, ledger=Ledger(repeated_texts(of_shards), description.dimension))
+        halves_R2, new_texts = repeated_texts(of_shards)
+        settings = replace(settings, ledger=Ledger(halves_R2, description.dimension), has_new_texts=new_texts > 0)
     encode = EncodeBlocks(settings)
     receipts = []
     for shard in plan.embed:

@@ -197,6 +197,13 @@ def _area(points: Sequence[tuple[float, float]], interpolate: Literal["linear", 
     return drawn
 
 
+def load_drawing() -> None:
+    """Draw something, so that later charts need not wait for the second that their packages take to load."""
+    import altair as alt
+
+    _svg(alt.Chart({"values": [{"one": 1}]}).mark_point().encode(x="one:Q"), "nothing")
+
+
 def _svg(chart: "alt.LayerChart | alt.Chart", description: str, width: float = WIDTH, height: float = HEIGHT) -> str:
     """Render a chart to an SVG element; colours stay CSS variables, so that one serves both themes."""
     import vl_convert

@@ -18,6 +18,7 @@ import ray.exceptions
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError, PipelineError
 from pipeline.execution.attempts import MAX_STRIKES
+from pipeline.execution.local_data import use_actors_of_a_cluster
 from pipeline.execution.local_ray import OBJECT_STORE_BYTES, of_this_machine
 from pipeline.units import counted
 
@@ -89,6 +90,12 @@ def start_ray(runtime: Runtime) -> list[str]:
     return [] if is_guarded(address, os.environ) else [OPEN_CLUSTER.format(address=address)]
 
 
+def is_started_here() -> bool:
+    """Whether this process has started the Ray it uses, on this machine alone."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.head)
+
+
 def check_answers(
     address: str, patience_seconds: float = 10.0, named: str = "runtime.ray_address, or RAY_ADDRESS"
 ) -> None:
@@ -144,7 +151,8 @@ def _without_native_stderr() -> Iterator[None]:
 
 
 def configure_data() -> None:
-    """Set up Ray Data for rows that are whole Blocks."""
+    """Set up Ray Data for rows that are whole Blocks, on the Ray that has been started."""
+    use_actors_of_a_cluster(is_wanted=not is_started_here())
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # one of our Blocks per Ray block: no coalescing, every Block streams on at once
     context.execution_no_progress_timeout_s = -1  # runtime.stall_minutes is ours to watch, and names what stood still

@@ -19,6 +19,7 @@ from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import marked, replace_process
 from pipeline.execution.canary_gate import check_encoder
+from pipeline.execution.early_encoder import joined
 from pipeline.execution.isolated import IsolatedEncoder
 from pipeline.execution.lending import Borrower
 from pipeline.execution.metrics import TOKEN_BUCKETS
@@ -46,11 +47,23 @@ class EncodeBlocks:
         self.witness: TokenBatch | None = None
         """A text that this process has encoded."""
         self._open = self._opening("torch" if settings.engine == "auto" else settings.engine)
-        self.encoder = self._opened()
+        self._early = settings.early_encoder
+        self._encoder = self._opened() if settings.has_new_texts else None
         self.borrower = Borrower(settings.ledger) if settings.ledger else None
         self.may_try_engines = settings.engine == "auto" and settings.model.kind != "hashing"
         self.encoded_seconds = 0.0
         self.busy = BusyGauge(settings.output_uri)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model, loaded now if it was not yet."""
+        if self._encoder is None:
+            self._encoder = self._opened()
+        return self._encoder
+
+    @encoder.setter
+    def encoder(self, encoder: Encoder) -> None:
+        self._encoder = encoder
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for shard, block in from_rows(batch):
@@ -70,7 +83,7 @@ class EncodeBlocks:
         try:
             with marked(self.settings.attempts, "encode", shard, block.number) as verdict:
                 self.batch_tokens = min(self.batch_tokens, verdict.batch_tokens or self.batch_tokens)
-                encode = self._encode_isolated if verdict.is_deadly else partial(self._encode, self.encoder)
+                encode = self._encode_isolated if verdict.is_deadly else self._encode_here
                 if self.borrower:
                     hashes = block.documents["text_hash"].take(pa.array(texts.rows_M))
                     encoded, borrowed_M = self.borrower.encode(hashes, tokens, encode)
@@ -87,6 +100,12 @@ class EncodeBlocks:
         if verdict.is_deadly:
             metrics["isolated"] = 1.0
         return self._with_vectors(shard, replace(block, metrics=block.metrics | metrics), texts, encoded)
+
+    def _encode_here(self, tokens: TokenBatch) -> Encoded:
+        if not len(tokens.token_ids_T):  # all of the Block is known, or empty: no reason to load a model
+            vectors_ND = np.zeros((len(tokens), self.settings.model_dimension), np.float32)
+            return Encoded(vectors_ND, np.ones(len(tokens), np.bool_))
+        return self._encode(self.encoder, tokens)
 
     def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:
         encoded = encode_or_zero(encoder, tokens, self.batch_tokens, self.witness)
@@ -141,7 +160,8 @@ class EncodeBlocks:
 
     def _opened(self) -> Encoder:
         try:
-            encoder = self._open()
+            early, self._early = self._early, None
+            encoder = (joined(early) if early else None) or self._open()
             if isinstance(encoder, Overlapping):
                 self.settings.attempts.note_attention(str(encoder.attention))
             self._check(encoder)
@@ -178,7 +198,7 @@ class EncodeBlocks:
             "encode_seconds": encoded.seconds,
             "batches": float(encoded.batches),
             "batch_splits": float(encoded.splits),
-            "emulated_compute": float(self.encoder.emulates),
+            "emulated_compute": float(self._encoder is not None and self._encoder.emulates),
             "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
         }
         return replace(block, documents=documents, metrics=metrics)

@@ -11,16 +11,12 @@ import ray._private.parameter
 import ray._private.ray_constants
 import ray._private.utils
 
+from pipeline.execution.worker_environment import WORKER_ENVIRONMENT
+
 OBJECT_STORE_BYTES = 2 * 2**30
 """Enough for some Blocks at 1792 dimensions; Ray's default of 30 % of the memory would let readers run far ahead."""
 
-ENVIRONMENT = {
-    # Workers keep the memory of one Block for the next instead of having every page zeroed again: a tenth of the wall
-    # time of the data plane at 512 dimensions (2026-11, two interleaved pairs).
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MIMALLOC_PURGE_DELAY": "60000",
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 3x where stages share cores
+ENVIRONMENT = WORKER_ENVIRONMENT | {
     "RAY_worker_niceness": "0",  # Ray would let every other program of this machine go first
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its warning on constructor arguments, ray#53727
     # Workers that have read and tokenised are to write what comes out of the encoder a minute later: Ray would end them

@@ -73,12 +73,22 @@ def look_through(
                 yield ray.get(ready[0])
 
 
-def repeated_texts(of_shards: Iterable[NDArray[np.void]]) -> NDArray[np.uint64]:
+def repeated_texts(of_shards: Iterable[NDArray[np.void]]) -> tuple[NDArray[np.uint64], int]:
     """Return the hashes that stand in several Blocks, each once, as two numbers, ordered by the first.
 
     Args:
         of_shards: what `unknown_hashes` gives for each Shard of a run.
+
+    Returns:
+        The hashes, (R, 2), and how many there were of any kind.
     """
-    rows = repeated(placed(hashes_N, 0) for hashes_N in of_shards)
-    found = [np.stack([piece["high"], piece["low"]], axis=1) for piece in rows]
-    return np.concatenate([np.empty((0, 2), np.uint64), *found])
+    count = 0
+
+    def counted() -> Iterator[NDArray[np.void]]:
+        nonlocal count
+        for hashes_N in of_shards:
+            count += len(hashes_N)
+            yield placed(hashes_N, 0)
+
+    found = [np.stack([piece["high"], piece["low"]], axis=1) for piece in repeated(counted())]
+    return np.concatenate([np.empty((0, 2), np.uint64), *found]), count

@@ -87,7 +87,8 @@ def _recipe(snapshot: Snapshot) -> Recipe:
 
 def _settings(snapshot: Snapshot, recipe: Recipe, model: ModelReference) -> StageSettings:
     """Return the settings under which the stages would make this Snapshot again, in float32."""
-    record, spec = snapshot.record, tokenizer_spec(recipe, describe(model))
+    record, described = snapshot.record, describe(model)
+    spec = tokenizer_spec(recipe, described)
     return StageSettings(
         columns=read_columns_of(record.layout),
         rows_per_part=record.layout["rows_per_part"],
@@ -106,6 +107,7 @@ def _settings(snapshot: Snapshot, recipe: Recipe, model: ModelReference) -> Stag
         partition_by=tuple(record.layout["partition_by"]),
         part_schema=snapshot.schema,
         metadata={},
+        model_dimension=described.dimension,
         event_time=pa.scalar(None, pa.timestamp("us", tz="UTC")),
     )
 

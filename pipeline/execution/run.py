@@ -25,6 +25,8 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.change_feed import write_feeds
+from pipeline.execution.charts import load_drawing
+from pipeline.execution.early_encoder import EarlyEncoder, loading_early
 from pipeline.execution.estimate import kept_forecast
 from pipeline.execution.guards import check_sources
 from pipeline.execution.lending import RemoteLedger
@@ -145,7 +147,10 @@ def _work(
         receipts: list[BlockReceipt] = []
         if plan.embed:
             watch(Progress("looking up known texts"))
+            looking_up = time.perf_counter()
             plan, warnings = with_index(plan, store)
+            if plan.known:
+                report.seconds["index"] = time.perf_counter() - looking_up
             report.warnings += warnings
             receipts = _encode_missing(config, plan, description, planned_at, journal, report, watch)
         watch(Progress("publishing", report.rows_read, report.tokens, 1.0, report.quarantined))
@@ -210,6 +215,20 @@ def _encode_missing(
 ) -> list[BlockReceipt]:
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
+    with loading_early(config, plan, description) as early:
+        return _encode_on_ray(config, plan, description, planned_at, journal, report, watch, early)
+
+
+def _encode_on_ray(
+    config: JobConfig,
+    plan: Plan,
+    description: ModelDescription,
+    planned_at: pa.Scalar,
+    journal: Journal,
+    report: RunReport,
+    watch: Watcher,
+    early: EarlyEncoder | None,
+) -> list[BlockReceipt]:
     from pipeline.execution.cluster import configure_data, divide, hosts, ray_cores, short_of_cores, start_ray, stop_ray
     from pipeline.execution.streaming import Todo, stream_healthy, watched
 
@@ -228,6 +247,8 @@ def _encode_missing(
         attempts = RemoteAttempts()
         settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
         settings = replace(settings, attempts=attempts)
+        if early and (shares.encoder_gpus, shares.encoder_threads) == (0, early.threads):
+            settings = replace(settings, early_encoder=early.address)
         nothing = np.empty(0, np.int64)
         todo = [
             Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
@@ -238,11 +259,16 @@ def _encode_missing(
             looking = time.perf_counter()
             patience_seconds = config.runtime.stall_minutes * 60
             shards = [(one.shard, one.done_blocks) for one in todo]
-            halves_R2 = repeated_texts(look_through(shards, settings, shares.stage_cpus, patience_seconds))
+            found = look_through(shards, settings, shares.stage_cpus, patience_seconds)
+            halves_R2, new_texts = repeated_texts(found)
+            if not new_texts and early:
+                early.close()
+            settings = replace(settings, has_new_texts=new_texts > 0)
             if len(halves_R2):
                 settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
             report.seconds["look through"] = time.perf_counter() - looking
             starting += report.seconds["look through"]
+        threading.Thread(target=load_drawing, name="drawing", daemon=True).start()  # this process has time now
         workload = Workload(plan.embed, report.estimate)
         stream = stream_healthy(todo, settings, config.runtime, shares)
         blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
@@ -256,7 +282,9 @@ def _encode_missing(
         return receipts
     finally:
         if not isinstance(sys.exception(), Stopped):
+            stopping = time.perf_counter()
             stop_ray()
+            report.seconds["stop"] = time.perf_counter() - stopping
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def stage_settings(
             "recipe": recipe_facts(config, plan),
             "version": pipeline.__version__,
         },
+        model_dimension=description.dimension,
         event_time=planned_at,
         known=plan.known,
         canary=load_canary(config.gate, tokenizer) if config.gate else None,

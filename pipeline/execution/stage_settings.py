@@ -37,6 +37,8 @@ class StageSettings:
     partition_by: tuple[str, ...]
     part_schema: pa.Schema
     metadata: dict[str, Any]
+    model_dimension: int
+    """Numbers per vector, as the model gives them."""
     event_time: pa.Scalar
     """First run that saw the text, where the source has no time of its own."""
     known: IndexReference | None = None
@@ -45,5 +47,9 @@ class StageSettings:
     """Of texts that stand in several Blocks; None = there are none, or nobody has looked."""
     canary: Canary | None = None
     """Pinned texts that every encoder must get right before it begins; None = no gate."""
+    has_new_texts: bool = True
+    """Whether any text is expected to be new; if not, an encoder loads its model when it meets one all the same."""
+    early_encoder: str | None = None
+    """Address of a process that has loaded the model already, for the first encoder that joins it."""
     attempts: Marks = field(default_factory=Attempts)
     """Where workers mark what they begin and end."""

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 MAX_READ_TASKS = 2000
 """Shards beyond this share read tasks: each task costs the scheduler some 10 ms."""
 
+LITTLE_BYTES, LITTLE_AT_ONCE = 8 * 2**20, 2
+"""Of a source so small no stage has more workers than this: to start one takes 1.3 s of a core, which is longer than it
+would work."""
+
 RAY_APPENDS = "\nFailed to apply UDF transform"
 """Beginning of what Ray 2.60 adds to the message of every exception that a stage raises."""
 
@@ -119,10 +123,12 @@ def stream_blocks(
         for one in todo
     ]
     options: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    is_little = sum(one.shard.size_bytes for one in todo) < LITTLE_BYTES
+    tasks = options | {"compute": ray.data.TaskPoolStrategy(size=LITTLE_AT_ONCE if is_little else None)}
     blocks = (
         ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_READ_TASKS))
-        .map_batches(partial(read_blocks, settings=settings), num_cpus=shares.stage_cpus, **options)
-        .map_batches(partial(tokenize_blocks, settings=settings), num_cpus=shares.stage_cpus * 1.01, **options)
+        .map_batches(partial(read_blocks, settings=settings), num_cpus=shares.stage_cpus, **tasks)
+        .map_batches(partial(tokenize_blocks, settings=settings), num_cpus=shares.stage_cpus * 1.01, **tasks)
         .map_batches(
             EncodeBlocks,
             fn_constructor_args=(settings,),
@@ -133,7 +139,7 @@ def stream_blocks(
             label_selector={NODE_LABEL: f"!in({','.join(sorted(left_out))})"} if left_out else None,
             **options,
         )
-        .map_batches(partial(write_blocks, settings=settings), num_cpus=shares.stage_cpus, **options)
+        .map_batches(partial(write_blocks, settings=settings), num_cpus=shares.stage_cpus, **tasks)
     )
     try:
         for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -1,0 +1,116 @@
+"""A model that is loaded while Ray starts: who joins it has its vectors, and dies with it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.config import Runtime
+from pipeline.encoder.hashing import HashingEncoder
+from pipeline.encoder.protocol import Encoder
+from pipeline.errors import EncoderError
+from pipeline.execution import early_encoder
+from pipeline.execution.early_encoder import EarlyEncoder, joined, threads_of_only_encoder
+from pipeline.records import TokenBatch
+from tests.test_batching import tokens_of
+
+TOKENS = tokens_of([3, 9, 40])
+DEADLY, BAD = tokens_of([5, 5, 5, 5]), tokens_of([7])
+
+
+class OutOfMemoryError(Exception):
+    pass
+
+
+class Frail(HashingEncoder):
+    """Fails on a batch of one row, and ends its process over one of four."""
+
+    def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
+        if len(batch) == len(BAD):
+            raise OutOfMemoryError
+        if len(batch) == len(DEADLY):
+            os._exit(1)
+        return super().encode(batch)
+
+
+def failing() -> Encoder:
+    raise EncoderError("no such model")
+
+
+@contextmanager
+def listening(load: Callable[[], Encoder]) -> Iterator[EarlyEncoder]:
+    early = EarlyEncoder(load, 1)
+    while not Path(early.address).exists() and early._process.poll() is None:
+        time.sleep(0.02)
+    try:
+        yield early
+    finally:
+        early.close()
+
+
+def test_who_joins_has_the_vectors_and_the_facts_of_the_model() -> None:
+    plain = HashingEncoder(16)
+    with listening(partial(HashingEncoder, 16)) as early:
+        encoder = joined(early.address)
+        assert encoder is not None
+        facts = (encoder.dimension, encoder.max_tokens, encoder.device, encoder.emulates)
+        assert facts == (16, plain.max_tokens, plain.device, plain.emulates)
+        assert np.array_equal(encoder.encode(TOKENS), plain.encode(TOKENS))
+        first, second = encoder.begin(TOKENS), encoder.begin(BAD)
+        assert [len(first()), len(second())] == [len(TOKENS), len(BAD)]
+        assert joined(early.address) is None, "there is one model, for one encoder"
+        encoder.close()
+
+
+def test_an_error_keeps_its_name_and_a_death_ends_whoever_has_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    def replaced() -> None:
+        raise SystemExit("replaced")
+
+    monkeypatch.setattr(early_encoder, "replace_process", replaced)
+    with listening(partial(Frail, 16)) as early:
+        encoder = joined(early.address)
+        assert encoder is not None
+        with pytest.raises(RuntimeError) as told:
+            encoder.encode(BAD)
+        assert type(told.value).__name__ == "OutOfMemoryError"
+        assert encoder.encode(TOKENS).shape == (3, 16)
+        with pytest.raises(SystemExit, match="replaced"):
+            encoder.encode(DEADLY)
+
+
+def test_a_model_that_cannot_be_loaded_is_left_to_whoever_would_have_joined() -> None:
+    with listening(failing) as early:
+        assert joined(early.address) is None
+
+
+def test_the_process_ends_with_the_driver_that_has_started_it() -> None:
+    with listening(partial(HashingEncoder, 16)) as early:
+        assert Path(early.address).exists()
+    assert early._process.returncode == 0
+    assert not Path(early.address).parent.exists()
+    assert joined(early.address) is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "environment"),
+    [
+        (Runtime(ray_address="10.0.0.1:6379"), {}),
+        (Runtime(), {"RAY_ADDRESS": "10.0.0.1:6379"}),
+        (Runtime(encoders=2), {}),
+    ],
+)
+def test_only_the_one_encoder_of_a_local_run_is_loaded_early(runtime: Runtime, environment: dict[str, str]) -> None:
+    assert threads_of_only_encoder(runtime, environment) == 0
+    assert threads_of_only_encoder(Runtime(gpus_per_encoder=0), {}) == len(os.sched_getaffinity(0))
+
+
+def test_a_gpu_may_be_for_the_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(early_encoder, "GPU_DRIVERS", (str(tmp_path),))
+    assert threads_of_only_encoder(Runtime(), {}) == 0
+    assert threads_of_only_encoder(Runtime(gpus_per_encoder=0), {}) > 0
