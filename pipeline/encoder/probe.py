@@ -5,6 +5,9 @@ from numpy.typing import NDArray
 
 from pipeline.records import TokenBatch
 
+LONGEST = 48
+"""Tokens of the longest row: enough to tell two ways apart, and no load for a device that is short of memory."""
+
 
 def least_cosine(expected_BD: NDArray[np.float32], found_BD: NDArray[np.float32]) -> float:
     """Return the cosine of the pair of vectors that lie furthest apart; NaN if one is not finite."""
@@ -19,7 +22,7 @@ def probe_of(max_tokens: int, vocabulary: int, prompt_tokens: int = 0) -> TokenB
     Args:
         prompt_tokens: that stand before every text and are left out of the pooling; each row has more.
     """
-    longest = min(max_tokens, 160)
+    longest = min(max_tokens, max(LONGEST, prompt_tokens + 8))
     lengths_B = np.minimum(
         [longest, max(longest // 2, prompt_tokens + 5), prompt_tokens + 3, prompt_tokens + 1], longest
     )
