@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import Runtime
 from pipeline.encoder.hashing import HashingEncoder
-from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.errors import EncoderError
 from pipeline.execution import early_encoder
 from pipeline.execution.early_encoder import EarlyEncoder, joined, threads_of_only_encoder
@@ -39,6 +40,16 @@ class Frail(HashingEncoder):
         return super().encode(batch)
 
 
+class EndToEnd(HashingEncoder):
+    """Takes rows without padding, 32 tokens a pass."""
+
+    is_flat, fill_tokens, pass_tokens = True, 1, 32
+    attention = "none: there is none"
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        return partial(self.encode, batch)
+
+
 def failing() -> Encoder:
     raise EncoderError("no such model")
 
@@ -52,6 +63,17 @@ def listening(load: Callable[[], Encoder]) -> Iterator[EarlyEncoder]:
         yield early
     finally:
         early.close()
+
+
+def test_who_joins_packs_as_the_model_wants_it() -> None:
+    tokens = tokens_of([3, 9, 20, 20, 31])
+    plain = encode_packed(EndToEnd(16), tokens, 1000)
+    with listening(partial(EndToEnd, 16)) as early:
+        encoder = joined(early.address)
+        assert isinstance(encoder, Overlapping)
+        packed = encode_packed(encoder, tokens, 1000)
+    assert (packed.padded_tokens, packed.batches) == (plain.padded_tokens, plain.batches) == (83, 3)
+    np.testing.assert_array_equal(packed.vectors_ND, plain.vectors_ND)
 
 
 def test_who_joins_has_the_vectors_and_the_facts_of_the_model() -> None:

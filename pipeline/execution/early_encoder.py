@@ -31,7 +31,8 @@ from pipeline.execution.worker_environment import WORKER_ENVIRONMENT
 from pipeline.records import TokenBatch
 
 FAMILY = "AF_UNIX"
-FACTS = ("dimension", "max_tokens", "device", "emulates", "is_flat", "attention")
+FACTS = ("dimension", "max_tokens", "device", "emulates", "is_flat", "fill_tokens", "pass_tokens", "attention")
+"""What `Encoder` and `Overlapping` say of a model: whoever joins packs its batches by them."""
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Where a GPU of NVIDIA, of AMD, or of a Windows host shows itself."""
 
@@ -120,6 +121,8 @@ class JoinedEncoder:
     device: str
     emulates: bool
     is_flat: bool
+    fill_tokens: int
+    pass_tokens: int | None
     attention: object
 
     def __init__(self, address: str) -> None:
