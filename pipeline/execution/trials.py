@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config import JobConfig
 from pipeline.encoder.packed import encode_packed, take
-from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.execution.model import open_encoder
 from pipeline.execution.plan import Plan
 from pipeline.execution.tune_texts import Texts
@@ -54,6 +54,8 @@ class Trial:
     """Padded tokens over real ones, minus one."""
     note: str = ""
     """Why there is no figure."""
+    is_flat: bool = False
+    """Whether rows lay end to end, so that padding does not depend on which rows share a batch."""
 
 
 class Lab:
@@ -111,7 +113,7 @@ class Lab:
                     first += rows * setting.encoders
             except ProcessDied:
                 return Trial(setting, batch_tokens, note=DIED)
-        return Trial(setting, batch_tokens, tokens / spent, padded / tokens - 1)
+        return Trial(setting, batch_tokens, tokens / spent, padded / tokens - 1, is_flat=answers[0].is_flat)
 
     def _trial(self, setting: Setting, budget: int, team: "_Team", rate: float) -> Trial:
         batch_seconds = budget * setting.encoders / rate
@@ -128,7 +130,8 @@ class Lab:
             return Trial(setting, budget, note="failed: the device ran out of memory, or gave no vectors")
         self._has_figures = True
         tokens, padded = (sum(getattr(answer, name) for answer in answers) for name in ("tokens", "padded_tokens"))
-        return Trial(setting, budget, tokens / max(answer.seconds for answer in answers), padded / tokens - 1)
+        rate = tokens / max(answer.seconds for answer in answers)
+        return Trial(setting, budget, rate, padded / tokens - 1, is_flat=answers[0].is_flat)
 
     def _rows(self, tokens: float) -> int:
         """Return how many rows have about so many tokens."""
@@ -148,6 +151,7 @@ class _Answer:
     padded_tokens: int
     seconds: float
     failed: bool
+    is_flat: bool
 
 
 class _Team:
@@ -176,6 +180,8 @@ def _serving(open_it: Callable[[], Encoder], tokens: TokenBatch) -> Callable[[_A
         chosen = take(tokens, np.arange(first, first + rows) % len(tokens))
         encoded = encode_packed(encoder, chosen, batch_tokens)
         is_short = encoded.safe_batch_tokens is not None or not encoded.done_N.all()
-        return _Answer(encoder.device, int(chosen.offsets_N1[-1]), encoded.padded_tokens, encoded.seconds, is_short)
+        is_flat = isinstance(encoder, Overlapping) and encoder.is_flat
+        asked_tokens = int(chosen.offsets_N1[-1])
+        return _Answer(encoder.device, asked_tokens, encoded.padded_tokens, encoded.seconds, is_short, is_flat)
 
     return encode

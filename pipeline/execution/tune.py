@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import JobConfig
-from pipeline.encoder.batching import pack_by_tokens
+from pipeline.encoder.batching import computed_tokens, pack_by_tokens
 from pipeline.errors import EncoderError
 from pipeline.execution.plan import Plan
 from pipeline.execution.trials import Lab, Setting, Trial
@@ -161,10 +161,15 @@ def _faster(trials: Sequence[Trial], simplest: Trial) -> Trial:
 def layout_of(rows: int, texts: Texts, winner: Trial) -> Layout:
     """Return what follows from Blocks of so many rows, at the rate of a trial."""
     lengths_N = _as_many(texts.tokens.lengths_N, rows)
-    batches = pack_by_tokens(lengths_N, winner.batch_tokens)
-    padded = sum(len(batch) * int(lengths_N[batch[0]]) for batch in batches)
     seconds = float(lengths_N.sum()) / (winner.tokens_per_second / winner.setting.encoders)
-    return Layout(rows, padded / float(lengths_N.sum()) - 1, seconds, round(rows * texts.bytes_per_vector))
+    padding = winner.padding if winner.is_flat else _padding_of(lengths_N, winner.batch_tokens)
+    return Layout(rows, padding, seconds, round(rows * texts.bytes_per_vector))
+
+
+def _padding_of(lengths_N: NDArray[np.int64], batch_tokens: int) -> float:
+    """Return padded tokens over real ones, minus one, of rows that are padded to the longest of their batch."""
+    padded = sum(computed_tokens(lengths_N[batch], is_flat=False) for batch in pack_by_tokens(lengths_N, batch_tokens))
+    return padded / float(lengths_N.sum()) - 1
 
 
 def _as_many(lengths_N: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
