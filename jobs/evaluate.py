@@ -11,6 +11,7 @@ from jobs.embed import worked
 from pipeline.config import Evaluation, JobConfig
 from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, GateFailed
+from pipeline.optional import library
 from pipeline.units import counted, thousands
 
 if TYPE_CHECKING:
@@ -67,10 +68,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     Returns:
         `facts` for machines, `text` for people, and `drops` against the baseline.
     """
-    try:
-        import mteb  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("evaluate needs mteb: pip install 'batch-embeddings[evaluation]'") from error
+    library("mteb", "evaluation", "evaluate")
     from pipeline.evaluation.collect import collect, embedding_config
     from pipeline.evaluation.gate import drops
     from pipeline.evaluation.report import baseline_points, points_of, read_card, write_canary, write_report

@@ -14,6 +14,7 @@ from jobs.manifests import Manifest, Run, every_night, every_night_by_cron, once
 from jobs.submit_config import config_text, wanted
 from pipeline.errors import ConfigError, PipelineError, SnapshotConflict
 from pipeline.fingerprint import fingerprint
+from pipeline.optional import library
 
 RENDER: dict[str, Callable[[Run], list[Manifest]]] = {
     "rayjob": once,
@@ -122,13 +123,9 @@ def create(client: Any, manifests: list[Manifest]) -> list[str]:
 
 
 def _client() -> Any:
-    try:
-        from kubernetes import client, config, dynamic
-    except ImportError as error:
-        raise ConfigError(
-            "creating objects needs the extra `kubernetes`: pip install -c docker/constraints.txt '.[kubernetes]'; "
-            "--dry-run prints them for kubectl"
-        ) from error
+    library("kubernetes", "kubernetes", "creating objects (--dry-run prints them for kubectl)")
+    from kubernetes import client, config, dynamic
+
     try:
         config.load_config()
         return dynamic.DynamicClient(client.ApiClient())

@@ -1,11 +1,10 @@
 """`train`: train the model of the recipe on sets of examples, and put the result into a folder to embed with."""
 
 import argparse
-import importlib.util
 from typing import TYPE_CHECKING
 
 from pipeline.config_file import load_config
-from pipeline.errors import ConfigError
+from pipeline.optional import library
 from pipeline.units import counted, duration
 
 if TYPE_CHECKING:
@@ -19,10 +18,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
-    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        how = "pip install -c docker/constraints.txt '.[training]'"
-        raise ConfigError(f"train needs {', '.join(missing)}, which this installation does not have: {how}")
+    for package in PACKAGES:
+        library(package, "training", "train")
     from pipeline.execution.train import plan_training, train_model
 
     config = load_config(options.config, options.overrides)

@@ -13,6 +13,7 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.execution import run as execution
+from pipeline.execution import run_report
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.plan import Plan
 from pipeline.execution.settings import stage_settings
@@ -92,7 +93,7 @@ def run_inline(
     with (
         patch.object(execution, "_encode_missing", encode_missing),
         patch.object(execution, "JOURNAL_SECONDS", 0.0),
-        patch.object(execution, "_map_of", lambda store, report: None),
-        patch.object(execution, "render_html", lambda report, vectors: ""),
+        patch.object(run_report, "_map_of", lambda store, report: None),
+        patch.object(run_report, "render_html", lambda report, vectors: ""),
     ):
         return execution.run(config, lambda progress: None, retry)

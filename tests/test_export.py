@@ -18,8 +18,8 @@ from pipeline import open_snapshot
 from pipeline.arrow import dequantised
 from pipeline.config import JobConfig
 from pipeline.export import faiss_index
-from pipeline.export.outcome import library
 from pipeline.export.recall import HELD, ExactSearch, recall_of
+from pipeline.optional import library
 from pipeline.storage.filesystem import Store
 from pipeline.storage.object_store import object_store_options
 from tests.inline import run_inline
@@ -51,11 +51,19 @@ def export(output: str, to: str, uri: str, capsys: pytest.CaptureFixture[str], *
 
 def read_delta(uri: str, version: int | None = None) -> pa.Table:
     options = object_store_options(uri)
-    return library("deltalake", "delta").DeltaTable(uri, version=version, storage_options=options).to_pyarrow_table()
+    return (
+        library("deltalake", "delta", "this test")
+        .DeltaTable(uri, version=version, storage_options=options)
+        .to_pyarrow_table()
+    )
 
 
 def read_lance(uri: str, version: int | None = None) -> pa.Table:
-    return library("lance", "lance").dataset(uri, version, storage_options=object_store_options(uri)).to_table()
+    return (
+        library("lance", "lance", "this test")
+        .dataset(uri, version, storage_options=object_store_options(uri))
+        .to_table()
+    )
 
 
 def plain(rows: pa.Table) -> list[dict[str, Any]]:
@@ -92,7 +100,7 @@ def test_a_delta_table_says_which_snapshot_and_recipe_it_holds(
     output, uri = str(tmp_path / "out"), str(tmp_path / "delta")
     publish(tmp_path, output, ROWS)
     export(output, "delta", uri, capsys)
-    table = library("deltalake", "delta").DeltaTable(uri)
+    table = library("deltalake", "delta", "this test").DeltaTable(uri)
     (commit,) = table.history()
     assert (commit["pipeline.snapshot"], commit["pipeline.output"]) == ("1", output)
     assert orjson.loads(commit["pipeline.recipe"])["model"] == "hashing://16"
@@ -105,7 +113,7 @@ def test_a_lance_dataset_says_which_snapshot_and_recipe_it_holds(
     output, uri = str(tmp_path / "out"), str(tmp_path / "lance")
     publish(tmp_path, output, ROWS)
     export(output, "lance", uri, capsys, "--snapshot", "1")
-    said = library("lance", "lance").dataset(uri).schema.metadata
+    said = library("lance", "lance", "this test").dataset(uri).schema.metadata
     assert said[b"pipeline.snapshot"] == b"1"
     assert orjson.loads(said[b"pipeline.recipe"])["model"] == "hashing://16"
 
@@ -174,7 +182,7 @@ def test_the_index_is_written_from_s3_to_s3(tmp_path: Path, bucket: str, capsys:
 def read_index(store: Store, folder: str, here: Path) -> tuple[Any, NDArray[np.int64]]:
     for name in ("index.faiss", "ids.parquet"):
         (here / name).write_bytes(store.read(f"{folder}/{name}") or b"")
-    index = library("faiss", "faiss").read_index(str(here / "index.faiss"))
+    index = library("faiss", "faiss", "this test").read_index(str(here / "index.faiss"))
     return index, pq.read_table(here / "ids.parquet")["id"].to_numpy()
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.encoder.canary import compare
 from pipeline.encoder.flat import PADDED, REFERENCE, TORCH_VARLEN
 from pipeline.encoder.packed import encode_packed
-from pipeline.encoder.probe import least_cosine
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.records import TokenBatch
 from tests.benchmarks.random_model import Shape, make_model
@@ -53,7 +53,7 @@ def test_rows_without_padding_have_the_vectors_of_padded_rows_in_float32(
     assert encoder.is_flat, encoder.attention
     found = encode_packed(encoder, tokens, 16384)
     assert found.done_N.all()
-    assert least_cosine(expected.vectors_ND, found.vectors_ND) >= 0.999
+    assert compare(expected.vectors_ND, found.vectors_ND).min_cosine >= 0.999
 
 
 def test_float32_on_a_gpu_is_that_of_a_cpu_and_not_tf32(
@@ -63,14 +63,14 @@ def test_float32_on_a_gpu_is_that_of_a_cpu_and_not_tf32(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cpu = SentenceTransformerEncoder(str(model), "float32")
     assert cpu.device == "cpu"
-    assert least_cosine(encode_packed(cpu, tokens, 16384).vectors_ND, found.vectors_ND) >= 0.999999
+    assert compare(encode_packed(cpu, tokens, 16384).vectors_ND, found.vectors_ND).min_cosine >= 0.999999
 
 
 def test_compiled_layers_give_the_same_vectors(model: Path, tokens: TokenBatch) -> None:
     plain, compiled = (
         encode_packed(opened(model, "bfloat16", engine=engine), tokens, 16384) for engine in ("torch", "torch-compile")
     )
-    assert least_cosine(plain.vectors_ND, compiled.vectors_ND) >= 0.999
+    assert compare(plain.vectors_ND, compiled.vectors_ND).min_cosine >= 0.999
 
 
 def test_memory_that_runs_out_lowers_the_budget_and_loses_no_row(model: Path, tokens: TokenBatch) -> None:
@@ -85,4 +85,4 @@ def test_memory_that_runs_out_lowers_the_budget_and_loses_no_row(model: Path, to
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert found.safe_batch_tokens is not None
     assert (found.failures, bool(found.done_N.all())) == ({}, True)
-    assert least_cosine(expected.vectors_ND, found.vectors_ND) >= 0.999
+    assert compare(expected.vectors_ND, found.vectors_ND).min_cosine >= 0.999

@@ -1,19 +1,11 @@
-"""Whether two ways of computing a model give the same vectors, on a few rows of random tokens."""
+"""A few rows of random tokens, on which two ways of computing a model are compared."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.records import TokenBatch
 
 LONGEST = 48
 """Tokens of the longest row: enough to tell two ways apart, and no load for a device that is short of memory."""
-
-
-def least_cosine(expected_BD: NDArray[np.float32], found_BD: NDArray[np.float32]) -> float:
-    """Return the cosine of the pair of vectors that lie furthest apart; NaN if one is not finite."""
-    expected, found = expected_BD.astype(np.float64), found_BD.astype(np.float64)
-    norms_B = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    return float((np.einsum("bd,bd->b", expected, found) / norms_B).min())
 
 
 def probe_of(max_tokens: int, vocabulary: int, prompt_tokens: int = 0) -> TokenBatch:

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.batching import FILL_TOKENS, pad
+from pipeline.encoder.canary import compare
 from pipeline.encoder.compiled import compile_layers
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
 from pipeline.encoder.openvino_body import OpenVinoBody, number_type
 from pipeline.encoder.prepacked import can_prepack, prepack
-from pipeline.encoder.probe import least_cosine, probe_of
+from pipeline.encoder.probe import probe_of
 from pipeline.encoder.transfer import Transfer
 from pipeline.errors import EncoderError
 from pipeline.records import TokenBatch
@@ -223,7 +224,7 @@ class SentenceTransformerEncoder:
         try:
             apply_attention(transformer, attention.name)
             self.attention = attention
-            cosine = least_cosine(expected_BD, self.encode(probe))
+            cosine = compare(self.encode(probe), expected_BD).min_cosine
             why = "" if cosine >= SAME_ROWS else f"gives other vectors than padded rows (cosine {cosine:.4f})"
         except Exception as error:  # noqa: BLE001  what a kernel says of a model or a device that it does not fit
             why = f"fails on this model: {' '.join(str(error).split())[:200] or type(error).__name__}"
@@ -256,7 +257,7 @@ class SentenceTransformerEncoder:
         return probe_of(self.max_tokens, len(self._modules[0].tokenizer), self._extra.get("prompt_length") or 0)
 
     def _check_same(self, expected_BD: NDArray[np.float32], found_BD: NDArray[np.float32]) -> None:
-        cosine = least_cosine(expected_BD, found_BD)
+        cosine = compare(found_BD, expected_BD).min_cosine
         if not cosine >= SAME_MODEL:
             raise EncoderError(
                 f"runtime.engine: {self.engine} gives other vectors of this model than torch (cosine {cosine:.4f}); "

@@ -2,51 +2,47 @@
 
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.change_feed import write_feeds
 from pipeline.execution.charts import load_drawing
-from pipeline.execution.early_encoder import EarlyEncoder, loading_early
-from pipeline.execution.estimate import kept_forecast
+from pipeline.execution.early_encoder import loading_early
 from pipeline.execution.guards import check_sources
 from pipeline.execution.lending import RemoteLedger
 from pipeline.execution.metrics import RunReport
 from pipeline.execution.model import describe
 from pipeline.execution.plan import Plan, looks_for_repeats, make_plan
-from pipeline.execution.positions import positions_of
 from pipeline.execution.publish import publish
 from pipeline.execution.repeats import look_through, repeated_texts
-from pipeline.execution.report import render_html, report_json
 from pipeline.execution.reuse import with_index
 from pipeline.execution.rounds import planned_redo
-from pipeline.execution.settings import output_dimension, recipe_facts, stage_settings
-from pipeline.execution.vector_map import VectorMap, read_vectors, vector_map
+from pipeline.execution.run_report import open_report, report_standing, save_report
+from pipeline.execution.settings import output_dimension, stage_settings
+from pipeline.execution.stopping import stop_on_sigterm, stopping_on_sigterm
 from pipeline.execution.workload import Workload
 from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, is_condemned, read_journal
-from pipeline.storage.snapshots import load_snapshot, snapshot_numbers, write_hint
+from pipeline.storage.snapshots import snapshot_numbers
+
+if TYPE_CHECKING:
+    from pipeline.execution.cluster import Shares
 
 logger = logging.getLogger(__name__)
 
@@ -104,13 +100,13 @@ def run(
     watch(Progress("planning"))
     store = Store(config.output.uri)
     plan = make_plan(config, store, retry)
-    report = _open_report(config, plan, store)
+    report = open_report(config, plan, store)
     report.seconds["plan"] = time.perf_counter() - started
     try:
         if max_deleted is not None:
             check_sources(plan)
         if plan.is_done or (retry and not plan.redo):
-            _report_standing(report, plan)
+            report_standing(report, plan)
             if retry:
                 report.warnings.append(NOTHING_TO_RETRY)
         else:
@@ -122,13 +118,13 @@ def run(
         if isinstance(error, AttemptsDiffer):
             _record_plan(store, plan, plan.next_run_key)
         if not isinstance(error, SnapshotConflict | StorageError):  # the output is another's, or out of reach
-            _save_report(store, report, has_page=not isinstance(error, Stopped))
+            save_report(store, report, has_page=not isinstance(error, Stopped))
         raise
     if config.output.changes:
         _write_feeds(store, report)
     report.seconds["total"] = time.perf_counter() - started
     if report.outcome == "published":
-        _save_report(store, report, has_page=True)
+        save_report(store, report, has_page=True)
     return report
 
 
@@ -137,7 +133,7 @@ def _work(
 ) -> None:
     watch(Progress("opening the output"))
     store.check_writable()
-    with _stopping_on_sigterm(), Claim(store, plan.number) as claim:
+    with stopping_on_sigterm(), Claim(store, plan.number) as claim:
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         planned_at = _record_plan(store, plan, plan.run_key)
@@ -215,27 +211,53 @@ def _encode_missing(
 ) -> list[BlockReceipt]:
     """Stream the missing Blocks through Ray and journal their receipts; return them."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
-    with loading_early(config, plan, description) as early:
-        return _encode_on_ray(config, plan, description, planned_at, journal, report, watch, early)
-
-
-def _encode_on_ray(
-    config: JobConfig,
-    plan: Plan,
-    description: ModelDescription,
-    planned_at: pa.Scalar,
-    journal: Journal,
-    report: RunReport,
-    watch: Watcher,
-    early: EarlyEncoder | None,
-) -> list[BlockReceipt]:
-    from pipeline.execution.cluster import configure_data, divide, hosts, ray_cores, short_of_cores, start_ray, stop_ray
-    from pipeline.execution.streaming import Todo, stream_healthy, watched
-
     watch(Progress("starting Ray"))
-    starting = time.perf_counter()
+    with loading_early(config, plan, description) as early:
+        starting = time.perf_counter()
+        with _ray_of(config, plan, report) as shares:
+            from pipeline.execution.streaming import Todo, stream_healthy, watched
+
+            attempts = RemoteAttempts()
+            settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
+            settings = replace(settings, attempts=attempts)
+            if early and (shares.encoder_gpus, shares.encoder_threads) == (0, early.threads):
+                settings = replace(settings, early_encoder=early.address)
+            nothing = np.empty(0, np.int64)
+            todo = [
+                Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
+                for shard in plan.embed
+            ]
+            if looks_for_repeats(config, plan):
+                watch(Progress("looking for repeated texts"))
+                looking = time.perf_counter()
+                shards = [(one.shard, one.done_blocks) for one in todo]
+                found = look_through(shards, settings, shares.stage_cpus, config.runtime.stall_minutes * 60)
+                halves_R2, new_texts = repeated_texts(found)
+                if not new_texts and early:
+                    early.close()
+                settings = replace(settings, has_new_texts=new_texts > 0)
+                if len(halves_R2):
+                    settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
+                report.seconds["look through"] = time.perf_counter() - looking
+                starting += report.seconds["look through"]
+            threading.Thread(target=load_drawing, name="drawing", daemon=True).start()  # this process has time now
+            workload = Workload(plan.embed, report.estimate)
+            stream = stream_healthy(todo, settings, config.runtime, shares)
+            blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
+            receipts = _follow(blocks, workload, journal, report, watch, starting)
+            report.engine_choices = attempts.engine_choices()
+            report.attention = attempts.attentions_told()
+            report.warnings += [_told_as_left_out(*one) for one in attempts.excluded().items()]
+            return receipts
+
+
+@contextmanager
+def _ray_of(config: JobConfig, plan: Plan, report: RunReport) -> Iterator["Shares"]:
+    """Start Ray, or connect to it, and say in the report what there is; it ends with this block."""
+    from pipeline.execution.cluster import configure_data, divide, hosts, ray_cores, short_of_cores, start_ray, stop_ray
+
     report.warnings += start_ray(config.runtime)
-    _stop_on_sigterm()  # Ray has put a handler of its own in the place of ours
+    stop_on_sigterm()  # Ray has put a handler of its own in the place of ours
     try:
         configure_data()
         shares = divide(config.runtime)
@@ -244,42 +266,7 @@ def _encode_on_ray(
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         if plan.model.kind != "hashing":
             report.engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
-        attempts = RemoteAttempts()
-        settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
-        settings = replace(settings, attempts=attempts)
-        if early and (shares.encoder_gpus, shares.encoder_threads) == (0, early.threads):
-            settings = replace(settings, early_encoder=early.address)
-        nothing = np.empty(0, np.int64)
-        todo = [
-            Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
-            for shard in plan.embed
-        ]
-        if looks_for_repeats(config, plan):
-            watch(Progress("looking for repeated texts"))
-            looking = time.perf_counter()
-            patience_seconds = config.runtime.stall_minutes * 60
-            shards = [(one.shard, one.done_blocks) for one in todo]
-            found = look_through(shards, settings, shares.stage_cpus, patience_seconds)
-            halves_R2, new_texts = repeated_texts(found)
-            if not new_texts and early:
-                early.close()
-            settings = replace(settings, has_new_texts=new_texts > 0)
-            if len(halves_R2):
-                settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
-            report.seconds["look through"] = time.perf_counter() - looking
-            starting += report.seconds["look through"]
-        threading.Thread(target=load_drawing, name="drawing", daemon=True).start()  # this process has time now
-        workload = Workload(plan.embed, report.estimate)
-        stream = stream_healthy(todo, settings, config.runtime, shares)
-        blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
-        receipts = _follow(blocks, workload, journal, report, watch, starting)
-        report.engine_choices = attempts.engine_choices()
-        report.attention = attempts.attentions_told()
-        for place, error in attempts.excluded().items():
-            node, _, gpus = place.partition("/")
-            what = f"GPU {gpus} of node {node}" if gpus else f"node {node}"
-            report.warnings.append(f"{what} was left out, its encoders failed on good texts ({error})")
-        return receipts
+        yield shares
     finally:
         if not isinstance(sys.exception(), Stopped):
             stopping = time.perf_counter()
@@ -287,30 +274,10 @@ def _encode_on_ray(
             report.seconds["stop"] = time.perf_counter() - stopping
 
 
-@contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an error within, so that Journal and claim are written before the process ends."""
-    before = signal.getsignal(signal.SIGTERM)
-    _stop_on_sigterm()
-    try:
-        yield
-    finally:
-        if _is_in_main_thread():
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _stop_on_sigterm() -> None:
-    """Raise Stopped at the next SIGTERM; a run in a thread of a program leaves signals to that program."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM; what was encoded is kept, run again to go on")
-
-    if _is_in_main_thread():
-        signal.signal(signal.SIGTERM, stop)
-
-
-def _is_in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def _told_as_left_out(place: str, error: str) -> str:
+    node, _, gpus = place.partition("/")
+    what = f"GPU {gpus} of node {node}" if gpus else f"node {node}"
+    return f"{what} was left out, its encoders failed on good texts ({error})"
 
 
 def _follow(
@@ -379,77 +346,9 @@ def _first_seconds(receipt: BlockReceipt) -> float:
     return sum(receipt.metrics.get(f"{stage}_seconds", 0.0) for stage in ("read", "tokenize", "encode", "write"))
 
 
-def _open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
-    names = ("ray", "torch", "sentence-transformers", "transformers", "pyarrow", "s3fs")
-    return RunReport(
-        outcome="failed",
-        output_uri=store.uri,
-        run_key=plan.run_key,
-        folder=store.uri_of(f"snapshots/{plan.folder}"),
-        recipe=recipe_facts(config, plan),
-        fingerprint=plan.recipe_fingerprint,
-        source=list(config.source.uri),
-        source_files=len(plan.files),
-        source_bytes=plan.source_bytes,
-        shards=len(plan.wanted),
-        shards_reused=len(plan.wanted) - len(plan.embed),
-        shards_redone=len(plan.redo),
-        rows_retried=sum(plan.redo.values()),
-        versions={"pipeline": pipeline.__version__} | {name: version(name) for name in names},
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        estimate=_estimate_of(store, plan),
-    )
-
-
-def _estimate_of(store: Store, plan: Plan) -> dict[str, Any] | None:
-    """Return what was estimated of exactly this work; None where a run has done some of it since."""
-    kept = kept_forecast(store, plan.run_key) if plan.embed else None
-    return kept if kept and kept["shards"] == len(plan.embed) else None
-
-
-def _report_standing(report: RunReport, plan: Plan) -> None:
-    """Fill the report of a run that finds everything done: the counts of the Snapshot that stands."""
-    for blocks in plan.carried.values():
-        for one in blocks:
-            report.add_reused(one.receipt)
-    report.outcome = "nothing_to_do"
-    if plan.parent is None:
-        return
-    record = plan.parent.record
-    report.snapshot, report.run_key = record.number, record.run_key
-    report.folder, report.dimension = plan.parent.folder, record.dimension
-    with suppress(StorageError):  # a driver may have died between the publish and the hint
-        write_hint(plan.parent.store, record)
-
-
 def _write_feeds(store: Store, report: RunReport) -> None:
     """Write the feeds that are missing; one that cannot be written now is written by the next run."""
     try:
         write_feeds(store, with_newest=True)
     except PipelineError as error:
         report.warnings.append(f"a feed of changes is not written yet, the next run or `changes` does it: {error}")
-
-
-def _save_report(store: Store, report: RunReport, has_page: bool) -> None:
-    """Write the report beside the output; a report that cannot be written fails no run.
-
-    Args:
-        has_page: a page takes seconds to draw, which a run that was asked to end does not have.
-    """
-    report.report_uri = store.uri_of(f"reports/{report.run_key}.{'html' if has_page else 'json'}")
-    try:
-        if report.reasons:
-            report.positions = positions_of(store, report.folder.rpartition("/")[2])
-        if has_page:
-            store.put(f"reports/{report.run_key}.html", render_html(report, _map_of(store, report)).encode())
-        store.put(f"reports/{report.run_key}.json", report_json(report))
-    except Exception as error:  # noqa: BLE001  a page that cannot be drawn must not make a published run a failed one
-        logger.warning("event=report_failed uri=%s error=%s", report.report_uri, type(error).__name__)
-        report.report_uri = None
-
-
-def _map_of(store: Store, report: RunReport) -> VectorMap | None:
-    """Return the vectors of the Snapshot that was published, laid flat."""
-    snapshot = load_snapshot(store, report.snapshot) if report.outcome == "published" else None
-    sample = read_vectors(snapshot) if snapshot else None
-    return vector_map(sample) if sample else None

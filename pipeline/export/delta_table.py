@@ -3,8 +3,9 @@
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.export.outcome import Exported, library, origin_of
+from pipeline.export.outcome import Exported, origin_of
 from pipeline.export.stream import reader_of
+from pipeline.optional import library
 from pipeline.storage.object_store import object_store_options
 from pipeline.storage.snapshots import Snapshot
 
@@ -18,8 +19,8 @@ def export(snapshot: Snapshot, uri: str) -> Exported:
         ConfigError: delta-rs is not installed, or the table is not of this output.
         StorageError: the table cannot be read or written.
     """
-    delta = library("deltalake", "delta")
-    exceptions = library("deltalake.exceptions", "delta")
+    delta = library("deltalake", "delta", "--to delta")
+    exceptions = library("deltalake.exceptions", "delta", "--to delta")
     options, origin, about = object_store_options(uri), origin_of(snapshot), f"Embeddings of {snapshot.store.uri}"
     try:
         found = delta.DeltaTable.is_deltatable(uri, options) and delta.DeltaTable(uri, storage_options=options)

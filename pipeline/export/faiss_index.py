@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import dequantised
 from pipeline.errors import ConfigError, StorageError
-from pipeline.export.outcome import Exported, library, origin_of
+from pipeline.export.outcome import Exported, origin_of
 from pipeline.export.recall import NEIGHBOURS, ExactSearch, recall_of
 from pipeline.export.stream import batches_of
 from pipeline.fingerprint import fingerprint
+from pipeline.optional import library
 from pipeline.storage.faults import told_as
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot
@@ -49,7 +50,7 @@ def export(snapshot: Snapshot, uri: str) -> Exported:
         ConfigError: FAISS is not installed, or the vectors are binary codes.
         StorageError: a store or $TMPDIR fails, or the Snapshot has no rows.
     """
-    faiss, store = library("faiss", "faiss"), Store(uri)
+    faiss, store = library("faiss", "faiss", "--to faiss"), Store(uri)
     if snapshot.recipe["stored"] == "binary":
         raise ConfigError("--to faiss needs vectors of numbers; this snapshot holds binary codes (recipe.stored)")
     if not snapshot.totals["rows"]:

@@ -5,8 +5,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.export.outcome import Exported, library, origin_of
+from pipeline.export.outcome import Exported, origin_of
 from pipeline.export.stream import reader_of
+from pipeline.optional import library
 from pipeline.storage.object_store import object_store_options
 from pipeline.storage.snapshots import Snapshot
 
@@ -18,7 +19,7 @@ def export(snapshot: Snapshot, uri: str) -> Exported:
         ConfigError: pylance is not installed, or the dataset is not of this output.
         StorageError: the dataset cannot be read or written.
     """
-    lance = library("lance", "lance")
+    lance = library("lance", "lance", "--to lance")
     options, origin = object_store_options(uri) or None, origin_of(snapshot)
     try:
         found = _opened(lance, uri, options)

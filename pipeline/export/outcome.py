@@ -1,13 +1,10 @@
 """What an export has found or made, and what it says when it cannot begin."""
 
-import importlib
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from pipeline.errors import ConfigError
 from pipeline.storage.snapshots import Snapshot
 
 
@@ -28,23 +25,6 @@ class Exported:
     """What else there is to tell."""
     failed_check: str = ""
     """What is not as good as it should be; empty if nothing is."""
-
-
-def library(package: str, extra: str) -> Any:
-    """Import the package that writes a format.
-
-    Raises:
-        ConfigError: it is not installed; the message says how it would be.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say of themselves while they load
-            return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"--to {extra} needs the package {package}, which is not installed ({error}): "
-            f"pip install -c docker/constraints.txt '.[{extra}]'"
-        ) from None
 
 
 def origin_of(snapshot: Snapshot) -> dict[str, str]:

@@ -8,36 +8,23 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from jobs.demo.lifetime import die_with_parent
-from jobs.demo.processes import Process, kill_session, members
+from jobs.demo.processes import Process
+from jobs.demo.ray_node import SYSTEM, RayNode, join_patiently, started_node
 from tests.chaos.network import Network, Place, plug_in, unplug
 
-START_SECONDS = 90.0
-ATTEMPTS = 3
-OBJECT_STORE_BYTES = 200_000_000
-
-SYSTEM = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "10",
+VARIABLES = SYSTEM | {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_idle_worker_killing_time_threshold_ms": "120000",
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Only with the cluster's token is one served. A dead node is noticed after five seconds instead of twenty, a dead head
-after ten instead of sixty; a node that is only slow, as on a busy machine, is given as long as ever."""
+"""A dead head is noticed after ten seconds instead of sixty; a node that is only slow, as on a busy machine, is given
+as long as ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +32,11 @@ class Node:
     """One `ray start` and what it has started; a session of its own."""
 
     place: Place
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def processes(self) -> list[Process]:
-        return members(self.process.pid)
+    ray: RayNode
 
     def workers(self, word: str) -> list[Process]:
         """Return the Ray workers of this node whose title has this word."""
-        return [process for process in self.processes() if process.title.startswith("ray::") and word in process.title]
+        return self.ray.workers(word)
 
     def cut_off(self) -> None:
         """Let nobody hear of it, though it works on; without a cable of its own it stands still instead."""
@@ -69,31 +52,22 @@ class Node:
             self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in self.processes():
+        for process in self.ray.processes():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
     def kill(self) -> None:
-        """End the raylet and all its workers at once, as a machine that loses its power."""
-        kill_session(self.process.pid)
-        self.process.wait()
+        """End the raylet and all its workers at once."""
+        self.ray.kill()
 
     @property
     def is_up(self) -> bool:
         """Whether it has joined the cluster."""
-        return "Ray runtime started" in self.log.read_text(errors="replace")
+        return self.ray.is_up
 
     def wait_until_up(self) -> None:
-        """Wait until the node has joined.
-
-        Raises:
-            RuntimeError: it did not; the message is the end of its log.
-        """
-        deadline = time.monotonic() + START_SECONDS
-        while not self.is_up:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a Ray node did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.05)
+        """Wait until the node has joined."""
+        self.ray.wait_until_up()
 
 
 class RayCluster:
@@ -107,7 +81,7 @@ class RayCluster:
 
     def __init__(self, network: Network, environment: Mapping[str, str], workers: int = 2, cpus: int = 2) -> None:
         self._network, self._count, self._cpus = network, workers, cpus
-        self._variables = {**environment, **SYSTEM, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._variables = {**environment, **VARIABLES, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.workers: list[Node] = []
         self.head: Node | None = None
 
@@ -142,25 +116,11 @@ class RayCluster:
             f"--port={self._port}",
             "--num-cpus=0",
             "--include-dashboard=false",
-            "--no-monitor",
             f"--temp-dir={self._folder}",
         )
         self.head.wait_until_up()
         for _ in range(self._count):
-            self._join_patiently()
-
-    def _join_patiently(self) -> None:
-        """Add a worker and wait for it; Ray's own patience with a node is 30 s, too short on a machine that is busy."""
-        for attempt in range(ATTEMPTS):
-            node = self.add_worker()
-            try:
-                node.wait_until_up()
-            except RuntimeError:
-                self.kill_worker(node)
-                if attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                break
+            join_patiently(self.add_worker, self.kill_worker)
 
     def stop(self) -> None:
         """End every process of the cluster, and remove what it has left on disk."""
@@ -188,22 +148,7 @@ class RayCluster:
 
     def _start_node(self, place: Place, *arguments: str) -> Node:
         log = self._folder / f"{place.address}.log"
-        command = [*place.prefix, str(Path(sys.executable).with_name("ray")), "start", "--block"]
-        command += [f"--node-ip-address={place.address}", f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
-        command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        command += ["--include-log-monitor=false", "--disable-usage-stats"]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=inherited | self._variables,
-                start_new_session=True,
-                preexec_fn=die_with_parent(),  # Ray's processes die with this one, workers with their raylet
-            )
-        return Node(place, process, log)
+        return Node(place, started_node(place.address, log, self._variables, arguments, place.prefix))
 
 
 def _free_port(address: str) -> int:

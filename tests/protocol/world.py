@@ -19,7 +19,7 @@ from pipeline.arrow import hash_strings
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import PipelineError, SnapshotConflict
-from pipeline.execution import have, publish, rounds, shards, stages
+from pipeline.execution import have, publish, rounds, run_report, shards, stages
 from pipeline.execution import run as execution
 from pipeline.execution.plan import Plan
 from pipeline.execution.settings import stage_settings
@@ -118,9 +118,9 @@ class World:
             patch.object(execution, "Store", SteppedStore),
             patch.object(execution, "_encode_missing", self._encode_missing),
             patch.object(execution, "JOURNAL_SECONDS", 0.0),
-            patch.object(execution, "version", lambda package: "1"),
-            patch.object(execution, "_map_of", lambda store, report: None),
-            patch.object(execution, "render_html", lambda report, vectors: ""),
+            patch.object(run_report, "version", lambda package: "1"),
+            patch.object(run_report, "_map_of", lambda store, report: None),
+            patch.object(run_report, "render_html", lambda report, vectors: ""),
             patch.object(rounds, "fingerprint", self._fingerprint),
             patch.object(shards, "fingerprint", self._fingerprint),
             patch.object(execution, "time", self._time()),
