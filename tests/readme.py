@@ -1,4 +1,4 @@
-"""The parts of README.md that come from the code; `python -m tests.readme` writes them anew."""
+"""The parts of the README files that come from the code; `python -m tests.readme` writes them anew."""
 
 import ast
 import re
@@ -14,6 +14,9 @@ from pipeline.config_file import sections
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CONFIG_README = ROOT / "configs" / "README.md"
+CODE_README = ROOT / "pipeline" / "README.md"
+FOLDERS = ("configs", "docker", "jobs", "pipeline", "tests")
 LEAST: dict[str, Any] = {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
 LEAST_OF_OPTIONAL: dict[str, Any] = {
     "features": {"uri": "table"},
@@ -21,8 +24,6 @@ LEAST_OF_OPTIONAL: dict[str, Any] = {
     "evaluation": {"uri": "evaluation"},
     "gate": {"canary": "canary.parquet"},
 }
-SENTENCE_WIDTH = 95
-"""Longest line about a file; a longer sentence ends at the last comma or colon before."""
 
 
 def config_table() -> str:
@@ -44,14 +45,34 @@ def code_tree() -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def with_generated_parts(readme: str) -> str:
-    """Return the README with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` made anew."""
-    for name, text in {"config table": config_table(), "code tree": code_tree()}.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        assert len(pattern.findall(readme)) == 1, f"README.md must hold {begin} and {end} once"
-        readme = pattern.sub(lambda _, whole=f"{begin}\n{text}\n{end}": whole, readme)  # type: ignore[misc]
-    return readme
+def rooms_tree() -> str:
+    """Return one line per folder of the product: the first sentence of its package."""
+    lines = [line for line in code_tree().splitlines() if line.startswith("```") or line.split()[0].endswith("/")]
+    return "\n".join(lines)
+
+
+GENERATED = {
+    README: ("rooms", rooms_tree),
+    CONFIG_README: ("config table", config_table),
+    CODE_README: ("code tree", code_tree),
+}
+"""Which part of which file comes from the code, and what makes it."""
+
+
+def readmes() -> list[Path]:
+    """Return every README file of the repository."""
+    return [README, *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md"))]
+
+
+def with_generated_part(path: Path) -> str:
+    """Return the file with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` made anew."""
+    name, text = GENERATED[path]
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    readme = path.read_text(encoding="utf-8")
+    assert len(pattern.findall(readme)) == 1, f"{path.name} must hold {begin} and {end} once"
+    whole = f"{begin}\n{text()}\n{end}"
+    return pattern.sub(lambda _: whole, readme)
 
 
 def _default(field: FieldInfo) -> str:
@@ -93,10 +114,9 @@ def _folder_lines(folder: Path, depth: int) -> Iterator[str]:
 def _line(name: str, path: Path) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     sentence = re.split(r"\n|\. |; ", docstring, maxsplit=1)[0].rstrip(".").replace("`", "")
-    while len(sentence) > SENTENCE_WIDTH and re.search("[,:] ", sentence):
-        sentence = re.split("[,:] (?!.*[,:] )", sentence)[0]
     return f"{name:<28} {sentence}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_generated_parts(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for generated in GENERATED:
+        generated.write_text(with_generated_part(generated), encoding="utf-8")

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from pipeline.execution import feature_plan
+from tests.readme import ROOT
 from tests.test_feature_table import Job, embeddings_of, reviews, rows_of
-from tests.test_readme import README
+
+FEATURES_README = ROOT / "pipeline" / "features" / "README.md"
 
 
 def example(begins_with: str) -> str:
     """Return the Python example of the README that begins with this comment."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", FEATURES_README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     (found,) = (block for block in blocks if block.startswith(begins_with))
     return str(found)
 
