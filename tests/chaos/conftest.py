@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from jobs.demo.local_s3 import LocalS3, local_s3
@@ -20,6 +21,9 @@ from tests.chaos.rows import check_folder, folder_rows
 from tests.running import ROOT, leading_to, written_config
 
 FILES, ROWS = 40, 128
+FIRST_FILES = "corpus/0*.jsonl"
+"""A quarter of them, for what a shorter run shows as well."""
+
 TALLY = pytest.StashKey[Tally]()
 
 MILD = (
@@ -96,6 +100,13 @@ class Corpus:
     def config(self, folder: Path, name: str, source: str = "corpus/") -> tuple[str, str]:
         """Write a config whose output is fresh; return its path and the output's address."""
         return _config(folder, self.bucket, name, source)
+
+    def first_files(self) -> pa.Table:
+        """Return what an undisturbed run makes of `FIRST_FILES`."""
+        number = pc.cast(
+            pc.extract_regex(self.undisturbed["id"], "(?P<file>[0-9]+)-").combine_chunks().field(0), "int64"
+        )
+        return self.undisturbed.filter(pc.less(number, 10)).combine_chunks()
 
 
 def _config(folder: Path, bucket: str, name: str, source: str = "corpus/") -> tuple[str, str]:

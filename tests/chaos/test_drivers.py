@@ -9,7 +9,7 @@ import pytest
 from jobs.demo.local_s3 import LocalS3
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import JournalRead, read_journal
-from tests.chaos.conftest import MILD, Corpus
+from tests.chaos.conftest import FIRST_FILES, MILD, Corpus
 from tests.chaos.disturbed import FLIGHT_SECONDS, Driver, World
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.rows import check_folder, check_same, folder_rows, journal_entries
@@ -56,7 +56,7 @@ def not_yet_journalled(output: str, driver: Driver) -> JournalRead:
 def test_of_two_drivers_that_start_together_under_faults_one_goes_on_and_the_other_writes_nothing(
     world: World, proxy: FaultProxy, corpus: Corpus, straight: LocalS3, tmp_path: Path
 ) -> None:
-    path, output = corpus.config(tmp_path, "two")
+    path, output = corpus.config(tmp_path, "two", FIRST_FILES)
     before = proxy.hits.total()
     proxy.set_rules(MILD)
     try:
@@ -67,7 +67,7 @@ def test_of_two_drivers_that_start_together_under_faults_one_goes_on_and_the_oth
     assert sorted(codes) == [0, 3], drivers[0].said[-2000:] + drivers[1].said[-2000:]
     (error,) = drivers[codes.index(3)].errors
     assert "another run" in error
-    check_same(folder_rows(output), corpus.undisturbed, least_cosine=1.0)
+    check_same(folder_rows(output), corpus.first_files(), least_cosine=1.0)
     check_folder(output)
     store = Store(output)
     (run_key,) = store.folders("_meta/runs")
@@ -80,7 +80,7 @@ def test_of_two_drivers_that_start_together_under_faults_one_goes_on_and_the_oth
 def test_a_driver_that_is_asked_to_end_writes_its_journal_first(
     world: World, corpus: Corpus, straight: LocalS3, tmp_path: Path
 ) -> None:
-    path, output = corpus.config(tmp_path, "term")
+    path, output = corpus.config(tmp_path, "term", FIRST_FILES)
     driver = world.start_driver(path, tmp_path / "term.log")
     before = not_yet_journalled(output, driver)
     assert driver.goes_on(0.5)  # the driver hears of them
@@ -96,7 +96,7 @@ def test_a_driver_that_is_asked_to_end_writes_its_journal_first(
     again = world.start_driver(path, tmp_path / "again.log")
     assert again.wait() == 0, again.said[-3000:]
     assert again.report["reused"] == sum(receipt.rows_read for _, receipt in after.receipts)
-    check_same(folder_rows(output), corpus.undisturbed, least_cosine=1.0)
+    check_same(folder_rows(output), corpus.first_files(), least_cosine=1.0)
     check_folder(output)
 
 
