@@ -154,13 +154,14 @@ KINDS = ("class", "pair", "retrieval")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mini_batches_change_no_gradient(kind: str) -> None:
+@pytest.mark.parametrize("mini_batch_rows", [3, 8])
+def test_mini_batches_change_no_gradient(kind: str, mini_batch_rows: int) -> None:
     features, labels = batch_of(kind)
     plain, cached = Bag(), Bag()
     columns = [functional.normalize(plain(column)["sentence_embedding"], dim=1) for column in features]
     expected = ranking_loss(*compared(columns, labels), CircleWeighting(0.25, 32.0))
     expected.backward()
-    loss = UnifiedCircleLoss(cached, circle(0.25, 32.0), mini_batch_rows=3)(features, labels)
+    loss = UnifiedCircleLoss(cached, circle(0.25, 32.0), mini_batch_rows)(features, labels)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert plain.table.weight.grad is not None

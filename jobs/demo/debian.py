@@ -36,6 +36,12 @@ LEAST_CHARACTERS = 40
 
 LONGEST_CHARACTERS = 600
 
+NAMES = ("名称", "NAME", "名字")
+"""How the section begins that says in a line what a man page is about."""
+
+IMPRINTS = ("跋", "作者", "译者", "版权", "AUTHOR", "COPYRIGHT", "COLOPHON")
+"""How sections begin that say nothing of their page."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -45,6 +51,17 @@ class Passage:
     chapter: str
     heading: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManPage:
+    """What a man page is about, and its sections."""
+
+    section: str
+    """Of the manual, 1 to 8."""
+    name: str
+    """One line."""
+    texts: tuple[str, ...]
 
 
 def passages(cache: Path | None = None) -> list[Passage]:
@@ -63,6 +80,25 @@ def passages(cache: Path | None = None) -> list[Passage]:
                 if is_told and CHINESE.search(passage.text) and passage.text not in texts:
                     texts.add(found.setdefault(passage.heading, passage).text)
     return list(found.values())
+
+
+def man_pages(cache: Path | None = None) -> list[ManPage]:
+    """Give the man pages with a Chinese name and at least one Chinese section, in the order of the package.
+
+    Raises:
+        SourceError: the package cannot be fetched, or is not the one expected.
+    """
+    package = fetch(MANPAGES, cache or cache_folder(), _apt_download)
+    pages = [_man_page(page[1], content) for name, content in _members(package) if (page := MANPAGE.fullmatch(name))]
+    return [page for page in pages if CHINESE.search(page.name) and page.texts]
+
+
+def _man_page(section: str, content: bytes) -> ManPage:
+    sections = _roff_sections(gzip.decompress(content).decode("utf-8", "replace"))
+    named = next((lines for title, lines in sections if title.startswith(NAMES)), "")
+    told = (_flat(lines) for title, lines in sections if not title.startswith((*NAMES, *IMPRINTS)))
+    texts = [text for text in told if len(text) >= LEAST_CHARACTERS and len(CHINESE.findall(text)) >= len(text) / 4]
+    return ManPage(section, named.partition(" - ")[2].strip(), tuple(texts))
 
 
 def _passages_of(book: str, name: str, content: bytes) -> Iterator[Passage]:

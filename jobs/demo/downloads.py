@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -112,3 +113,16 @@ def _reason(pip_errors: str) -> str:
     lines = [line.strip() for line in pip_errors.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["pip gave no reason"]
     return errors[-1].removeprefix("ERROR:").strip().rstrip(".:") + "."
+
+
+def built_once(cache: Path, name: str, build: Callable[[Path], None]) -> Path:
+    """Give the folder of this name in the cache; what builds it is called if it is not there, and leaves it whole."""
+    folder = cache / name
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{name}.lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as scratch:
+                built = Path(scratch) / "built"
+                build(built)
+                shutil.move(built, folder)
+    return folder

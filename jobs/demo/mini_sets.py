@@ -1,7 +1,5 @@
 """The mini set: one labelled Chinese set for each of the six kinds, made from packages, laid out as on the hub."""
 
-import shutil
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from jobs.demo.debian import Passage, passages
-from jobs.demo.downloads import cache_folder
+from jobs.demo.downloads import built_once, cache_folder
 from jobs.demo.fetch import fetch_reviews
 
 VERSION = "1"
@@ -36,15 +33,11 @@ def fetch_mini_sets(cache: Path | None = None) -> Path:
         SourceError: a package cannot be fetched, or is not the one expected.
     """
     cache = cache or cache_folder()
-    folder = cache / f"mini-{VERSION}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".mini-{VERSION}.lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as scratch:
-                built = Path(scratch) / "built"
-                build_mini_sets(fetch_reviews(cache), passages(cache), built)
-                shutil.move(built, folder)
-    return folder
+
+    def build(folder: Path) -> None:
+        build_mini_sets(fetch_reviews(cache), passages(cache), folder)
+
+    return built_once(cache, f"mini-{VERSION}", build)
 
 
 def build_mini_sets(reviews: pa.Table, texts: list[Passage], folder: Path) -> None:

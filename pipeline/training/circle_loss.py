@@ -32,8 +32,9 @@ class UnifiedCircleLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
     query is used. The constants are ours: the model card of xiaobu-embedding-v2 names the idea and publishes none.
 
     The batch may be far larger than what fits: vectors are computed `mini_batch_rows` texts at a time, without
-    gradients, then once more with them (gradient caching, arXiv 2101.06983). With several workers each sees the
-    vectors of all: the gradients are those of one worker with the whole batch. `MatryoshkaLoss` can wrap it.
+    gradients, then once more with them (gradient caching, arXiv 2101.06983); one that fits into a mini-batch is
+    computed once. With several workers each sees the vectors of all: the gradients are those of one worker with the
+    whole batch. `MatryoshkaLoss` can wrap it.
 
     Args:
         model: what turns token features into `sentence_embedding`.
@@ -50,9 +51,21 @@ class UnifiedCircleLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         self.mini_batch_size = mini_batch_rows
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Labels) -> Tensor:
-        """Return the loss of a batch; its backward pass computes the vectors once more."""
-        loss: Tensor = self.forward_cached(sentence_features, labels)
+        """Return the loss of a batch; its backward pass gives the weights their gradients."""
+        columns = list(sentence_features)
+        if torch.is_grad_enabled() and all(len(column["input_ids"]) <= self.mini_batch_size for column in columns):
+            return self._at_once(columns, labels)
+        loss: Tensor = self.forward_cached(columns, labels)
         return loss
+
+    def _at_once(self, columns: list[dict[str, Tensor]], labels: Labels) -> Tensor:
+        """Return the loss of a batch whose columns fit into a mini-batch each, which are computed once."""
+        vectors = [self.model(column)["sentence_embedding"] for column in columns]
+        leaves = [vectors_BD.detach().requires_grad_() for vectors_BD in vectors]
+        loss = self.calculate_loss([[leaf_BD] for leaf_BD in leaves], labels, with_backward=True)
+        pulls = [(vectors_BD * leaf_BD.grad).sum() for vectors_BD, leaf_BD in zip(vectors, leaves, strict=True)]
+        pull = torch.stack(pulls).sum()
+        return loss + (pull - pull.detach())
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Labels | None = None, *, with_backward: bool = False
