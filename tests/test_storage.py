@@ -19,6 +19,7 @@ from pipeline.records import BlockReceipt, Part, SourceFile
 from pipeline.schemas import embedding_fields
 from pipeline.storage.filesystem import Store, open_source, stat_of
 from pipeline.storage.journal import Journal, read_journal
+from pipeline.storage.listing import list_source
 from pipeline.storage.parquet import PartName, publish_part, read_metadata, rows_hash
 from pipeline.storage.snapshots import (
     SnapshotRecord,
@@ -98,6 +99,51 @@ def test_what_is_listed_is_what_was_written(store: Store) -> None:
     store.delete("a/one")
     store.delete("a/one")
     assert (store.read("a/one"), store.stat("a/one")) == (None, None)
+
+
+def closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody list a folder; its mode would not keep root out."""
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+@pytest.mark.parametrize("folder", ["a/b", "a"])
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(
+    local: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put_new("a/b/two", b"22")
+    closed(Path(local.root, folder), monkeypatch)
+    with pytest.raises(StorageError, match=r"cannot list .*access denied"):
+        local.files("a")
+
+
+@pytest.mark.parametrize("pattern", ["", "*/*.jsonl", "**/*.jsonl"])
+def test_a_source_of_which_a_folder_cannot_be_listed_is_an_error_and_not_smaller(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jsonl").write_bytes(b"{}")
+    address = f"{tmp_path}/{pattern}"
+    assert len(list_source([address], "auto")) == 2
+    closed(tmp_path / "b", monkeypatch)
+    with pytest.raises(SourceError, match=r"cannot list .*access denied"):
+        list_source([address], "auto")
+
+
+def test_what_goes_while_it_is_listed_is_not_there(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("a/stays", "a/goes"):
+        local.put_new(key, b"content")
+    listed = local.filesystem.find(local.path_of("a"), detail=True)
+    local.delete("a/goes")
+    monkeypatch.setattr(local.filesystem, "find", lambda *_, **__: listed)
+    assert list(local.files("a")) == ["a/stays"]
 
 
 def test_a_copy_holds_the_same_bytes_and_replaces_nothing(store: Store) -> None:

@@ -152,6 +152,46 @@ def test_a_denial_is_told_at_once(proxy: FaultProxy, output: str, operation: str
     assert proxy.hits == {Fault.ACCESS_DENIED.value: 1}
 
 
+PATTERNS = ["*/*.jsonl", "day-*/*.jsonl", "**/*.jsonl", "day-[0-9]/?.jsonl"]
+
+
+@pytest.fixture
+def two_days(output: str) -> list[str]:
+    """A source of two folders; its files."""
+    store = Store(f"{output}/source")
+    keys = ["day-1/a.jsonl", "day-2/b.jsonl"]
+    for key in keys:
+        store.put_new(key, CONTENT)
+    return [store.uri_of(key) for key in keys]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_no_file_that_a_glob_matches_is_missing_because_a_listing_failed_for_a_while(
+    proxy: FaultProxy, output: str, two_days: list[str], pattern: str
+) -> None:
+    for skip in range(1, 9):  # the first listing asks whether anybody is there
+        before = proxy.hits[Fault.SLOW_DOWN.value]
+        proxy.set_rules([Rule(Fault.SLOW_DOWN, path="list-type=2", skip=skip, count=6)])
+        assert [file.uri for file in list_source([f"{output}/source/{pattern}"], "auto")] == two_days
+        assert proxy.hits[Fault.SLOW_DOWN.value] - before in (0, 6)
+    assert before >= 6
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_folder_that_a_glob_may_not_list_is_told_and_not_left_out(
+    proxy: FaultProxy, output: str, two_days: list[str], pattern: str
+) -> None:
+    told: list[str] = []
+    for skip in range(1, 9):
+        proxy.set_rules([Rule(Fault.ACCESS_DENIED, path="list-type=2", skip=skip, count=1)])
+        try:
+            assert [file.uri for file in list_source([f"{output}/source/{pattern}"], "auto")] == two_days
+        except SourceError as error:
+            told.append(str(error))
+    assert len(told) >= (1 if "**" in pattern else 3)
+    assert all("access denied" in error for error in told)
+
+
 def test_a_bucket_that_is_not_there_is_told_at_once(proxy: FaultProxy) -> None:
     store = Store("s3://nobody-made-this/out")
     with pytest.raises(StorageError, match="bucket nobody-made-this does not exist"):

@@ -1,8 +1,10 @@
 """How a store is reached: which filesystem, with what patience of the client, and whether it answers at all."""
 
+from functools import partial
 from typing import Any, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.faults import patiently
 
@@ -38,7 +40,18 @@ def _opened(uri: str, s3_options: dict[str, Any]) -> tuple[fsspec.AbstractFileSy
     filesystem, path = fsspec.url_to_fs(uri, **(s3_options if is_s3 else {}))
     if is_s3:
         filesystem.retries = 1  # of s3fs itself, around those of the client and within ours: without a deadline
+    if isinstance(filesystem, LocalFileSystem):
+        filesystem = LocalFileSystem(skip_instance_cache=True)  # what is set below concerns nobody else here
+    for walk in ("walk", "_walk"):  # of which `find` and `glob` are made, the second of asynchronous filesystems
+        if hasattr(type(filesystem), walk):
+            setattr(filesystem, walk, partial(getattr(type(filesystem), walk), filesystem, on_error=_raise_unless_gone))
     return filesystem, cast(str, path)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """Let a folder that cannot be listed be an error: fsspec 2026.9 takes it for an empty one, in globs on S3 too."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def check_endpoint(uri: str) -> None:

@@ -142,11 +142,12 @@ class Store:
                 found = self._patiently(lambda: self.filesystem.find(path, detail=True, **self._fresh()))
             except FileNotFoundError:
                 return {}
-        return {
-            path[len(self.root) + 1 :]: stat_of(details)
-            for path, details in found.items()
-            if details.get("type") == "file" and not path.endswith("/")
-        }
+            stats: dict[str, Stat] = {}
+            for name, details in found.items():
+                if details.get("type") == "file" and not name.endswith("/"):
+                    with suppress(FileNotFoundError):  # it went since it was listed
+                        stats[name[len(self.root) + 1 :]] = stat_of(details)
+        return stats
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below `prefix/`."""
