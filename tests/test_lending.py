@@ -14,7 +14,7 @@ from pipeline.arrow import hash_strings
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import Encoded, encode_or_zero
 from pipeline.execution import lending
-from pipeline.execution.lending import Borrower, Ledger
+from pipeline.execution.lending import Borrower, Ledger, RemoteLedger
 from pipeline.execution.verify import verify
 from pipeline.records import TokenBatch
 from pipeline.text.tokenizer import ByteTokenizer
@@ -113,6 +113,16 @@ def test_a_text_that_failed_is_lent_to_nobody_and_tried_again_by_the_next() -> N
     result, borrowed = encoded(Borrower(ledger), TEXTS, encode)
     assert borrowed == [n != 2 for n in range(8)]
     assert result.done_N.all()
+
+
+def test_a_ledger_that_is_lost_lends_nothing_and_hinders_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RemoteLedger.__new__(RemoteLedger)
+    monkeypatch.setattr(RemoteLedger, "_ask", lambda self, question, unanswered, *arguments: unanswered)
+    borrower, encode = Borrower(lost), Counting()
+    borrower._halves_R2 = halves_of(TEXTS)  # it was there when the encoder began
+    result, borrowed = encoded(borrower, TEXTS, encode)
+    assert (encode.calls, borrowed) == ([8], [False] * 8)
+    assert np.array_equal(result.vectors_ND, HashingEncoder(4).encode(tokens_of(TEXTS)))
 
 
 def test_texts_that_nobody_shares_are_encoded_as_they_are() -> None:

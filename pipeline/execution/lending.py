@@ -135,7 +135,8 @@ class Borrower:
                 self._lend(text_M[rows_K], encoded)
                 result = _added(result, len(tokens), rows_K, encoded)
                 mine_M[:] = False
-            result.vectors_ND[there], result.done_N[there], borrowed_M[there] = answer.vectors, True, True
+            if len(there):  # a ledger that does not answer does not know how wide a vector is
+                result.vectors_ND[there], result.done_N[there], borrowed_M[there] = answer.vectors, True, True
             if len(rows_L):
                 deadline = deadline or time.monotonic() + WAIT_SECONDS
                 time.sleep(POLL_SECONDS)
