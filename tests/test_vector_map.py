@@ -12,10 +12,14 @@ from jobs.__main__ import main
 from pipeline import open_snapshot
 from pipeline.config_file import load_config
 from pipeline.errors import SourceError
+from pipeline.execution import run_report
+from pipeline.execution.metrics import RunReport
 from pipeline.execution.vector_map import POINTS, nearest_texts, read_vectors, vector_map
+from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot
 from tests.inline import run_inline
 from tests.running import written_config
+from tests.without_ray import run_in_process
 
 
 def corpus(folder: Path, files: int, rows: int) -> None:
@@ -56,6 +60,36 @@ def test_a_sample_is_of_many_parts_and_of_bounded_size(snapshot: Snapshot) -> No
     assert len(sample.vectors_ND) == sample.rows.num_rows <= POINTS
     assert len(sample.rows["_block"].unique()) > 1
     assert np.linalg.norm(sample.vectors_ND, axis=1) == pytest.approx(1, abs=0.02)
+
+
+def test_a_snapshot_without_a_row_has_no_map_and_a_report_all_the_same(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", files=1, rows=0)
+    config = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(tmp_path / "in")},
+        recipe={"model": "hashing://8"},
+        output={"uri": str(tmp_path / "out")},
+    )
+    report = run_in_process(config)
+    assert read_vectors(open_snapshot(str(tmp_path / "out"))) is None
+    assert report.report_uri == f"{tmp_path}/out/reports/{report.run_key}.html"
+    assert Path(report.report_uri).is_file()
+
+
+def test_a_page_that_cannot_be_drawn_leaves_the_report_for_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undrawable(*_: object) -> str:
+        raise ValueError("no chart")
+
+    monkeypatch.setattr(run_report, "render_html", undrawable)
+    report, store = (
+        RunReport("failed", str(tmp_path), run_key="k", folder=f"{tmp_path}/snapshots/f"),
+        Store(str(tmp_path)),
+    )
+    run_report.save_report(store, report, has_page=True)
+    assert report.report_uri == f"{tmp_path}/reports/k.json"
+    assert orjson.loads(Path(report.report_uri).read_bytes())["outcome"] == "failed"
 
 
 def test_points_are_coloured_by_the_partition_and_explain_no_more_than_all(snapshot: Snapshot) -> None:

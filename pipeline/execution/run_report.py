@@ -1,6 +1,7 @@
 """The report of a run: what it says at the beginning, of an output that stands, and how it is written at the end."""
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -72,16 +73,23 @@ def save_report(store: Store, report: RunReport, has_page: bool) -> None:
     Args:
         has_page: a page takes seconds to draw, which a run that was asked to end does not have.
     """
-    report.report_uri = store.uri_of(f"reports/{report.run_key}.{'html' if has_page else 'json'}")
-    try:
-        if report.reasons:
-            report.positions = positions_of(store, report.folder.rpartition("/")[2])
-        if has_page:
-            store.put(f"reports/{report.run_key}.html", render_html(report, _map_of(store, report)).encode())
-        store.put(f"reports/{report.run_key}.json", report_json(report))
-    except Exception as error:  # noqa: BLE001  a page that cannot be drawn must not make a published run a failed one
-        logger.warning("event=report_failed uri=%s error=%s", report.report_uri, type(error).__name__)
+    page, facts = (f"reports/{report.run_key}.{kind}" for kind in ("html", "json"))
+    with suppress(StorageError):
+        report.positions = positions_of(store, report.folder.rpartition("/")[2]) if report.reasons else {}
+    report.report_uri = store.uri_of(page)
+    if not has_page or not _is_saved(store, page, lambda: render_html(report, _map_of(store, report)).encode()):
+        report.report_uri = store.uri_of(facts)
+    if not _is_saved(store, facts, lambda: report_json(report)):
         report.report_uri = None
+
+
+def _is_saved(store: Store, key: str, drawn: Callable[[], bytes]) -> bool:
+    try:
+        store.put(key, drawn())
+    except Exception as error:  # noqa: BLE001  a page that cannot be drawn must not make a published run a failed one
+        logger.warning("event=report_failed uri=%s error=%s", store.uri_of(key), type(error).__name__)
+        return False
+    return True
 
 
 def _map_of(store: Store, report: RunReport) -> VectorMap | None:

@@ -89,8 +89,9 @@ def read_vectors(snapshot: Snapshot, seed: int = 7) -> VectorSample | None:
 
 def _affordable(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return Parts from all over the list, as many as may be read."""
-    spread = [parts[number * len(parts) // MOST_PARTS] for number in range(MOST_PARTS)]
-    candidates = parts if len(parts) <= MOST_PARTS else spread
+    candidates = parts
+    if len(parts) > MOST_PARTS:
+        candidates = [parts[number * len(parts) // MOST_PARTS] for number in range(MOST_PARTS)]
     sizes = np.cumsum([part["size_bytes"] for part in candidates])
     return [part for part, size in zip(candidates, sizes, strict=True) if size <= MOST_BYTES] or list(candidates[:1])
 
