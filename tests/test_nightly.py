@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config_file import load_config
 from pipeline.errors import DeletionRefused, SourceError
+from pipeline.execution import guards
 from pipeline.execution.difference import Difference, difference, parts_of
+from pipeline.execution.plan import make_plan
 from pipeline.execution.verify import verify
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot, snapshot_numbers
@@ -94,6 +97,17 @@ def test_ids_that_were_exchanged_for_others_are_deleted_too(corpus: Corpus) -> N
         corpus.night()
 
 
+def test_the_share_that_goes_is_one_of_texts_and_not_of_the_chunks_they_are_cut_into(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 texts 9 go; the Parts that stay hold 310 chunks of the others."""
+    found = Difference(carried=310, unchanged=0, changed=0, added=0, removed=9, examples={"removed": ["r031"]})
+    monkeypatch.setattr(guards, "difference", lambda *_: found)
+    plan = make_plan(load_config(corpus.config), Store(corpus.output))
+    with pytest.raises(DeletionRefused, match=r"9 ids of snapshot 1 would go \(22"):
+        guards.check_deletes(plan, [], 0, LIMIT)
+
+
 def test_another_text_and_another_file_are_no_delete(corpus: Corpus) -> None:
     corpus.write(c=rows(10, 40, "changed"), d=rows(0, 10))
     assert corpus.night(max_deleted=0.0) == 2
@@ -136,7 +150,7 @@ def test_a_difference_names_what_was_added_changed_and_removed(corpus: Corpus) -
     back = corpus.difference(2, 1)
     assert (back.added, back.removed, back.changed) == (2, 7, 3)
     same = corpus.difference(2, 2)
-    assert (same.carried, same.unchanged, same.removed_fraction) == (45, 0, 0.0)
+    assert (same.carried, same.unchanged, same.removed) == (45, 0, 0)
 
 
 NIGHT = st.dictionaries(st.integers(0, 12).map("r{}".format), st.sampled_from("ab"), min_size=1)

@@ -51,12 +51,6 @@ class Difference:
     examples: dict[str, list[str]]
     """Some ids of each kind: `changed`, `added`, `removed`."""
 
-    @property
-    def removed_fraction(self) -> float:
-        """Share of the first one's ids that the second one does not have, 0 to 1."""
-        before = self.carried + self.unchanged + self.changed + self.removed
-        return self.removed / before if before else 0.0
-
 
 def parts_of(snapshot: Snapshot) -> list[PartRows]:
     """Return the Parts of a Snapshot."""

@@ -52,9 +52,10 @@ def check_deletes(plan: Plan, parts: Sequence[PartRows], unreadable_bytes: int, 
             f"{byte_size(unreadable_bytes)} of the source cannot be read, {byte_size(before)} in snapshot "
             f"{plan.parent.number}, and {counted(found.removed, 'id')} of it would go. {kept}"
         )
-    if found.removed_fraction > allowed:
+    documents = plan.parent.totals["embedded"] + plan.parent.totals["reused"]  # its rows may be chunks of them
+    if found.removed and found.removed / documents > allowed:
         raise DeletionRefused(
             f"{counted(found.removed, 'id')} of snapshot {plan.parent.number} would go "
-            f"({percent(found.removed_fraction)}, for instance {', '.join(found.examples['removed'])}), more than "
+            f"({percent(found.removed / documents)}, for instance {', '.join(found.examples['removed'])}), more than "
             f"output.max_deleted_fraction {allowed:g} allows. {kept}"
         )
