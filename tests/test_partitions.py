@@ -140,6 +140,16 @@ def test_a_table_is_split_into_its_folders_with_every_row_once() -> None:
     assert [(folder, rows.to_pylist()) for folder, rows in split_by_partition(table, [])] == [("", [0, 1, 2, 3])]
 
 
+def test_a_date_that_no_calendar_has_cannot_name_a_folder() -> None:
+    days = pa.array([0, 3_000_000, 0, -800_000], pa.int32()).cast(pa.date32())
+    split = {
+        folder: rows.to_pylist() for folder, rows in split_by_partition(pa.table({"day": days}), ["day"]) if folder
+    }
+    assert split == {"day=1970-01-01/": [0, 2]}
+    refused = [rows.to_pylist() for folder, rows in split_by_partition(pa.table({"day": days}), ["day"]) if not folder]
+    assert sorted(refused) == [[1], [3]]
+
+
 @given(st.lists(st.sampled_from(["a", "b", None, "\0", ""]), max_size=30))
 def test_splitting_keeps_every_row_once(values: list[str | None]) -> None:
     found = [rows.to_pylist() for _, rows in split_by_partition(pa.table({"a": pa.array(values, pa.string())}), ["a"])]

@@ -72,6 +72,9 @@ def split_by_partition(table: pa.Table, columns: Sequence[str]) -> Iterator[tupl
     keys = table.select(list(columns)).append_column("__index", pa.array(range(table.num_rows), pa.int64()))
     groups = keys.group_by(list(columns), use_threads=False).aggregate([("__index", "list")])
     for row in range(groups.num_rows):
-        segments = [segment(column, groups[column][row].as_py()) for column in columns]
+        try:
+            segments = [segment(column, groups[column][row].as_py()) for column in columns]
+        except (OverflowError, ValueError):  # a date before the year 1 or after 9999
+            segments = [None]
         folder = None if None in segments else "".join(f"{name}/" for name in segments)
         yield folder, groups["__index_list"][row].values
