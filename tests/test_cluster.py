@@ -9,7 +9,8 @@ import ray
 
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError, PipelineError
-from pipeline.execution.cluster import check_answers, divide, start_ray
+from pipeline.execution.cluster import divide, start_ray
+from pipeline.execution.reach import check_answers
 
 
 def closed_port() -> int:

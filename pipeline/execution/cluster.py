@@ -3,8 +3,6 @@
 import logging
 import math
 import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pipeline.errors import ConfigError, EncoderError, PipelineError
 from pipeline.execution.attempts import MAX_STRIKES
 from pipeline.execution.local_data import use_actors_of_a_cluster
 from pipeline.execution.local_ray import OBJECT_STORE_BYTES, of_this_machine
+from pipeline.execution.reach import check_answers
 from pipeline.units import counted
 
 Resources = Mapping[str, float]
@@ -94,36 +93,6 @@ def is_started_here() -> bool:
     """Whether this process has started the Ray it uses, on this machine alone."""
     node = ray._private.worker._global_node
     return node is not None and bool(node.head)
-
-
-def check_answers(
-    address: str, patience_seconds: float = 10.0, named: str = "runtime.ray_address, or RAY_ADDRESS"
-) -> None:
-    """See that somebody listens at an address: Ray itself would wait for minutes, then end the process without a word.
-
-    Args:
-        address: as Ray takes it; what names no port is left to Ray.
-        patience_seconds: a cluster may just be starting.
-        named: where the address comes from, for the message.
-
-    Raises:
-        PipelineError: nobody does.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not (host and port.isdigit()):
-        return
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=max(1.0, patience_seconds)).close()
-        except (OSError, OverflowError) as error:
-            if time.monotonic() >= deadline or isinstance(error, socket.gaierror | OverflowError):
-                raise PipelineError(
-                    f"nobody answers at {address} ({named}): {error}; start the cluster, or mend the address"
-                ) from error
-            time.sleep(0.5)
-        else:
-            return
 
 
 def is_guarded(address: str, environment: Mapping[str, str]) -> bool:

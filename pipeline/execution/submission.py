@@ -20,11 +20,12 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from pipeline.errors import ConfigError, PipelineError, SnapshotConflict
-from pipeline.execution.cluster import check_answers
+from pipeline.execution.reach import check_answers
 from pipeline.fingerprint import fingerprint
 
 DEFAULT_PORT = 8265
-POLL_SECONDS = 0.5
+POLL_SECONDS, LIVELY_SECONDS, QUIET_POLL_SECONDS = 0.2, 5.0, 1.0
+"""How often a run that is followed is asked within so many seconds of its last line, in which it may end, and after."""
 PATIENCE_SECONDS = 60.0
 """How long a head that no longer answers is asked again while a run is followed."""
 Answer = TypeVar("Answer")
@@ -183,15 +184,17 @@ class Cluster:
             write: takes text.
             seen: characters that were written before and are left out.
         """
+        told_at = time.monotonic()
         while True:
             is_over, text = _answered(self.address, partial(self._state, name), PATIENCE_SECONDS)
             if len(text) > seen:
                 write(text[seen:])
-                seen = len(text)
+                seen, told_at = len(text), time.monotonic()
             yield
             if is_over:
                 return
-            time.sleep(POLL_SECONDS)
+            is_lively = time.monotonic() - told_at < LIVELY_SECONDS
+            time.sleep(POLL_SECONDS if is_lively else QUIET_POLL_SECONDS)
 
     def _state(self, name: str) -> tuple[bool, str]:
         return _submitted(name, self._client.get_job_info(name)).is_over, str(self._client.get_job_logs(name))
