@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from pipeline.execution import feature_plan
-from tests.readme import ROOT
+from tests.readme import readmes
 from tests.test_feature_table import Job, embeddings_of, reviews, rows_of
-
-FEATURES_README = ROOT / "pipeline" / "features" / "README.md"
 
 
 def example(begins_with: str) -> str:
-    """Return the Python example of the README that begins with this comment."""
-    blocks = re.findall(r"^```python\n(.*?)^```", FEATURES_README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    """Return the Python example of the README files that begins with this comment; it stands there once."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in readmes())
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (found,) = (block for block in blocks if block.startswith(begins_with))
     return str(found)
 
