@@ -115,7 +115,7 @@ def _failure_json(error: PipelineError) -> str:
     """Return what a failed command prints under --json: the report of the run, or if there was none, the error."""
     if error.report is None:
         return json.dumps({"outcome": "failed", "error": str(error)}, ensure_ascii=False)
-    from pipeline.execution.report import report_json
+    from pipeline.execution.reporting.report import report_json
 
     return report_json(error.report).decode()
 

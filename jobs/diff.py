@@ -13,7 +13,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
-    from pipeline.execution.difference import difference, parts_of
+    from pipeline.execution.proof.difference import difference, parts_of
     from pipeline.storage.snapshots import open_snapshot
 
     uri = output_of(options.output, options.overrides).uri

@@ -11,7 +11,7 @@ from pipeline.config import JobConfig
 from pipeline.config_file import load_config
 
 if TYPE_CHECKING:
-    from pipeline.execution.metrics import RunReport
+    from pipeline.execution.reporting.metrics import RunReport
     from pipeline.records import Reason
 
 
@@ -27,8 +27,8 @@ def show_plan(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = fro
     """Print what a run would do; with reasons to retry, what a requeue would."""
     import orjson
 
-    from pipeline.execution.estimate import estimate
-    from pipeline.execution.plan import make_plan
+    from pipeline.execution.planning.estimate import estimate
+    from pipeline.execution.planning.plan import make_plan
     from pipeline.execution.run import NOTHING_TO_RETRY
     from pipeline.storage.filesystem import Store
 
@@ -43,7 +43,7 @@ def show_plan(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = fro
 
 def embed(config: JobConfig, as_json: bool, retry: "frozenset[Reason]" = frozenset()) -> int:
     """Run the job and print its report; with reasons to retry, take those rows out of quarantine."""
-    from pipeline.execution.report import report_json
+    from pipeline.execution.reporting.report import report_json
 
     report = worked(config, retry)
     if as_json:

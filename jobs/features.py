@@ -7,8 +7,8 @@ from pipeline.config_file import load_config
 from pipeline.units import byte_size, counted, duration, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.feature_plan import FeaturePlan
-    from pipeline.execution.feature_table import FeatureRun
+    from pipeline.execution.feature_tables.feature_plan import FeaturePlan
+    from pipeline.execution.feature_tables.feature_table import FeatureRun
 
 
 EMPTY = "no document has both a key and a time, the table is empty; look at features.entity and features.event_time"
@@ -18,8 +18,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
-    from pipeline.execution.feature_plan import plan_features
-    from pipeline.execution.feature_table import make_features
+    from pipeline.execution.feature_tables.feature_plan import plan_features
+    from pipeline.execution.feature_tables.feature_table import make_features
 
     config = load_config(options.config, options.overrides)
     if options.dry_run:

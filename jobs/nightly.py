@@ -14,7 +14,7 @@ from pipeline.units import byte_size, counted
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
-    from pipeline.execution.metrics import RunReport
+    from pipeline.execution.reporting.metrics import RunReport
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pipeline.config_file import load_config
 from pipeline.units import byte_size, counted, duration, money, percent, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.forecast import Forecast
+    from pipeline.execution.sizing.forecast import Forecast
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,9 +19,9 @@ def run(options: argparse.Namespace) -> int:
         return show_plan(config, options.json)
     import orjson
 
-    from pipeline.execution.estimate import estimate, keep_forecast
-    from pipeline.execution.forecast import forecast
-    from pipeline.execution.plan import make_plan
+    from pipeline.execution.planning.estimate import estimate, keep_forecast
+    from pipeline.execution.planning.plan import make_plan
+    from pipeline.execution.sizing.forecast import forecast
     from pipeline.storage.filesystem import Store
 
     store = Store(config.output.uri)

@@ -58,9 +58,9 @@ def drawn_anew(store: "Store", run_key: str, with_texts: bool) -> str:
     """
     import orjson
 
-    from pipeline.execution.metrics import RunReport
-    from pipeline.execution.report import render_html
-    from pipeline.execution.vector_map import nearest_texts, read_vectors, vector_map
+    from pipeline.execution.reporting.metrics import RunReport
+    from pipeline.execution.reporting.report import render_html
+    from pipeline.execution.reporting.vector_map import nearest_texts, read_vectors, vector_map
     from pipeline.storage.snapshots import load_snapshot
 
     report = RunReport.from_json(orjson.loads(store.read(f"reports/{run_key}.json") or b"{}"))

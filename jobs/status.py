@@ -11,8 +11,8 @@ from pipeline.errors import PipelineError, StorageError
 from pipeline.units import byte_size, counted, duration, money, percent, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.estimate import PlanSummary
-    from pipeline.execution.standing import Published, Standing, Unfinished
+    from pipeline.execution.planning.estimate import PlanSummary
+    from pipeline.execution.planning.standing import Published, Standing, Unfinished
     from pipeline.storage.filesystem import Store
 
 FATES = ("embedded", "reused", "quarantined", "deduplicated")
@@ -49,7 +49,7 @@ def _read(store: "Store") -> "Standing":
     Raises:
         StorageError: nothing does, neither a Snapshot nor a run.
     """
-    from pipeline.execution.standing import read_standing
+    from pipeline.execution.planning.standing import read_standing
 
     store.check_reachable()
     standing = read_standing(store)
@@ -62,8 +62,8 @@ def _plan_of(options: argparse.Namespace) -> "PlanSummary | str | None":
     """Return what a run of a config would do now, or why that cannot be said; None without a config."""
     if not options.output.endswith((".yaml", ".yml")):
         return None
-    from pipeline.execution.estimate import estimate
-    from pipeline.execution.plan import make_plan
+    from pipeline.execution.planning.estimate import estimate
+    from pipeline.execution.planning.plan import make_plan
     from pipeline.storage.filesystem import Store
 
     config = load_config(options.output, options.overrides)

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.units import duration
 
 if TYPE_CHECKING:
-    from pipeline.execution.submission import Cluster, Submitted
+    from pipeline.execution.clusters.submission import Cluster, Submitted
 
 INTERRUPTED = 130
 QUESTION = "\nThe run goes on without this terminal. [d]etach, [s]top it, or [f]ollow on? "
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     command, config, arguments = wanted(options.words)
-    from pipeline.execution.submission import NAME, entrypoint, night_name
+    from pipeline.execution.clusters.submission import NAME, entrypoint, night_name
 
     name = options.name or night_name(command, config.output.uri, datetime.now(UTC).date())
     if not NAME.fullmatch(name):
@@ -70,7 +70,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _cluster(address: str | None) -> "Cluster":
-    from pipeline.execution.submission import Cluster
+    from pipeline.execution.clusters.submission import Cluster
 
     return Cluster(address)
 

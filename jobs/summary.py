@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.execution.report import headline, reading_snippets
+from pipeline.execution.reporting.report import headline, reading_snippets
 from pipeline.units import byte_size, counted, duration, percent, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.estimate import PlanSummary
-    from pipeline.execution.metrics import RunReport
+    from pipeline.execution.planning.estimate import PlanSummary
+    from pipeline.execution.reporting.metrics import RunReport
 
 
 def summary_text(report: "RunReport") -> str:

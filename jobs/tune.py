@@ -7,16 +7,16 @@ from pipeline.config_file import load_config
 from pipeline.units import byte_size, duration, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.tune import Tuning
+    from pipeline.execution.sizing.tune import Tuning
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
-    from pipeline.execution.model import describe
-    from pipeline.execution.tune import tune
-    from pipeline.execution.tune_texts import plan_of, read_texts
+    from pipeline.execution.planning.model import describe
+    from pipeline.execution.sizing.tune import tune
+    from pipeline.execution.sizing.tune_texts import plan_of, read_texts
 
     config = load_config(options.config, options.overrides)
     plan = plan_of(config)

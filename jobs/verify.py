@@ -8,7 +8,7 @@ from pipeline.config_file import output_of
 from pipeline.units import counted, thousands
 
 if TYPE_CHECKING:
-    from pipeline.execution.findings import Finding, Verification
+    from pipeline.execution.verification.findings import Finding, Verification
 
 FAILED_CHECK = 4
 SHOWN = 3
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return 0 if the snapshot is sound, 4 if not."""
     import orjson
 
-    from pipeline.execution.verify import verify
+    from pipeline.execution.verification.verify import verify
     from pipeline.storage.snapshots import open_snapshot
 
     uri = output_of(options.output, options.overrides).uri

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.vector_map import VectorMap
+from pipeline.execution.reporting.metrics import RunReport
+from pipeline.execution.reporting.vector_map import VectorMap
 
 FOLDER = "s3://features/reviews/snapshots/00000042-9f2c4be1d0a7"
 

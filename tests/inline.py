@@ -13,9 +13,9 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.execution import run as execution
-from pipeline.execution import run_report
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.plan import Plan
+from pipeline.execution.planning.plan import Plan
+from pipeline.execution.reporting import run_report
+from pipeline.execution.reporting.metrics import RunReport
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import EncodeBlocks, StageSettings, tokenize_documents, write_block
 from pipeline.execution.workload import Workload

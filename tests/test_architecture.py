@@ -120,7 +120,10 @@ def test_a_config_is_checked_without_ray_torch_or_arrow() -> None:
 
 
 def test_planning_imports_neither_ray_nor_torch() -> None:
-    assert loaded_after("import pipeline.execution.plan, pipeline.execution.estimate") & {"ray", "torch"} == set()
+    assert (
+        loaded_after("import pipeline.execution.planning.plan, pipeline.execution.planning.estimate") & {"ray", "torch"}
+        == set()
+    )
 
 
 def test_a_tokenising_worker_imports_no_torch(m3e_small: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.errors import AttemptsDiffer, PipelineError
 from pipeline.execution import encode_stage, stages
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.records import TokenBatch
 from pipeline.storage.journal import Journal
 from pipeline.storage.snapshots import open_snapshot

@@ -16,7 +16,7 @@ import zstandard
 from pipeline import open_snapshot
 from pipeline.arrow import vectors_of
 from pipeline.encoder.hashing import HashingEncoder
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.text.tokenizer import ByteTokenizer
 from tests.running import Finished, embed, written_config
 

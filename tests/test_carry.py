@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from tests.inline import Killed, run_inline
 
 

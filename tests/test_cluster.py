@@ -9,8 +9,8 @@ import ray
 
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError, PipelineError
-from pipeline.execution.cluster import divide, start_ray
-from pipeline.execution.reach import check_answers
+from pipeline.execution.clusters.cluster import divide, start_ray
+from pipeline.execution.clusters.reach import check_answers
 
 
 def closed_port() -> int:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import SourceError
-from pipeline.execution import duplicates
-from pipeline.execution.duplicates import check_ids, find_repeated_rows
-from pipeline.execution.plan import Plan, make_plan, read_columns_of
+from pipeline.execution.planning.plan import Plan, make_plan, read_columns_of
+from pipeline.execution.proof import duplicates
+from pipeline.execution.proof.duplicates import check_ids, find_repeated_rows
 from pipeline.records import Part, Shard, SourceFile, Span
 from pipeline.schemas import SPANS_PER_SHARD, document_schema
 from pipeline.storage.filesystem import Store

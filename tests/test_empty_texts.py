@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import encode_or_zero, encode_packed, only
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.records import TokenBatch
 from pipeline.storage.snapshots import Snapshot
 from tests.running import written_config

@@ -14,7 +14,7 @@ from pipeline.encoder.hashing import HashingEncoder
 from pipeline.errors import EncoderError
 from pipeline.execution import encode_stage
 from pipeline.execution.attempts import MAX_DEATHS, Attempts
-from pipeline.execution.report import render_html
+from pipeline.execution.reporting.report import render_html
 from pipeline.records import TokenBatch
 from tests.example_report import example_report
 from tests.running import written_config

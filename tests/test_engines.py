@@ -140,7 +140,7 @@ def test_prepacked_layers_give_what_the_layers_gave(activation: Any, dtype: Any,
 
 def test_threads_of_an_encoder_do_not_spin_while_they_wait_on_any_cluster() -> None:
     program = """
-from pipeline.execution.model import ModelReference, open_encoder
+from pipeline.execution.planning.model import ModelReference, open_encoder
 open_encoder(ModelReference("local", "/nowhere", "", False, False), "float32", "", 1)
 """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

@@ -12,7 +12,7 @@ import pytest
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.storage import expiry as expiring
 from pipeline.storage.claim import Claim
 from pipeline.storage.expiry import Expiry, expire, find_removals, sweep

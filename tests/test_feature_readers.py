@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.execution import feature_plan
+from pipeline.execution.feature_tables import feature_plan
 from tests.readme import readmes
 from tests.test_feature_table import Job, embeddings_of, reviews, rows_of
 

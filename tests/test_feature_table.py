@@ -18,8 +18,8 @@ from jobs.__main__ import main
 from pipeline.arrow import vectors_of
 from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, StorageError
-from pipeline.execution import feature_plan
-from pipeline.execution.feature_table import FeatureRun, make_features
+from pipeline.execution.feature_tables import feature_plan
+from pipeline.execution.feature_tables.feature_table import FeatureRun, make_features
 from pipeline.features.asof import as_of_join
 from pipeline.storage.feature_tables import open_feature_table
 from pipeline.storage.filesystem import Store

@@ -13,11 +13,11 @@ from jobs.__main__ import main
 from jobs.plan import forecast_text
 from pipeline.config import JobConfig
 from pipeline.config_file import load_config
-from pipeline.execution import corpus_sample, forecast
-from pipeline.execution.corpus_sample import CorpusSample, expected, read_sample, relative_error, spread
-from pipeline.execution.estimate import keep_forecast, kept_forecast
-from pipeline.execution.model import describe
-from pipeline.execution.plan import Plan, make_plan
+from pipeline.execution.planning.estimate import keep_forecast, kept_forecast
+from pipeline.execution.planning.model import describe
+from pipeline.execution.planning.plan import Plan, make_plan
+from pipeline.execution.sizing import corpus_sample, forecast
+from pipeline.execution.sizing.corpus_sample import CorpusSample, expected, read_sample, relative_error, spread
 from pipeline.storage.filesystem import Store
 from tests.inline import run_inline
 from tests.running import written_config

@@ -10,8 +10,8 @@ import ray
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.execution.attempts import MAX_STRIKES, Attempts
-from pipeline.execution.cluster import NODE_SHARE, divide, short_of_cores, start_ray, stop_ray
-from pipeline.execution.model import ModelReference, open_encoder
+from pipeline.execution.clusters.cluster import NODE_SHARE, divide, short_of_cores, start_ray, stop_ray
+from pipeline.execution.planning.model import ModelReference, open_encoder
 from pipeline.execution.sick_gpus import SickGpus, Sickness, here, sickness_of
 from tests.test_batching import tokens_of
 

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import JobConfig
-from pipeline.execution.grouping import group_ends
-from pipeline.execution.shards import BYTES_PER_ROW, FILES_PER_SHARD, cut_shards
+from pipeline.execution.planning.grouping import group_ends
+from pipeline.execution.planning.shards import BYTES_PER_ROW, FILES_PER_SHARD, cut_shards
 from pipeline.records import Shard, SourceFile
 from pipeline.storage.snapshots import open_snapshot
 from tests.inline import run_inline

@@ -14,9 +14,9 @@ from pipeline.arrow import vectors_of
 from pipeline.config_file import load_config
 from pipeline.encoder.protocol import Encoder
 from pipeline.execution import encode_stage, lending, reuse
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.model import ModelReference, open_encoder
-from pipeline.execution.verify import verify
+from pipeline.execution.planning.model import ModelReference, open_encoder
+from pipeline.execution.reporting.metrics import RunReport
+from pipeline.execution.verification.verify import verify
 from pipeline.records import Reason
 from pipeline.storage import known, text_index
 from pipeline.storage.filesystem import Store

@@ -15,7 +15,7 @@ from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import Encoded, encode_or_zero
 from pipeline.execution import lending
 from pipeline.execution.lending import Borrower, Ledger, RemoteLedger
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.records import TokenBatch
 from pipeline.text.tokenizer import ByteTokenizer
 from tests.running import embed, written_config

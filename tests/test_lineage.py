@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pipeline.execution.lineage import run_event
-from pipeline.execution.metrics import RunReport
+from pipeline.execution.reporting.lineage import run_event
+from pipeline.execution.reporting.metrics import RunReport
 from tests.example_report import example_report
 
 URI = {"type": "string", "pattern": "^[a-z][a-z0-9+.-]*:"}

@@ -3,7 +3,7 @@
 import ray.data._internal.execution.streaming_executor as executor
 import ray.data._internal.stats as statistics
 
-from pipeline.execution.local_data import NoStatistics, use_actors_of_a_cluster
+from pipeline.execution.clusters.local_data import NoStatistics, use_actors_of_a_cluster
 
 
 def test_the_actors_are_left_out_on_one_machine_and_are_back_on_a_cluster() -> None:

@@ -8,7 +8,7 @@ import ray._private.node
 import ray._private.ray_constants
 import ray._private.utils
 
-from pipeline.execution.local_ray import ENVIRONMENT, of_this_machine
+from pipeline.execution.clusters.local_ray import ENVIRONMENT, of_this_machine
 
 IDLE = "RAY_idle_worker_killing_time_threshold_ms"
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.config_file import load_config
 from pipeline.errors import DeletionRefused, SourceError
-from pipeline.execution import guards
-from pipeline.execution.difference import Difference, difference, parts_of
-from pipeline.execution.plan import make_plan
-from pipeline.execution.verify import verify
+from pipeline.execution.planning.plan import make_plan
+from pipeline.execution.proof import guards
+from pipeline.execution.proof.difference import Difference, difference, parts_of
+from pipeline.execution.verification.verify import verify
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot, snapshot_numbers
 from tests.running import jobs, written_config

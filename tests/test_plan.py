@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, SnapshotConflict, SourceError
 from pipeline.execution import run as execution
-from pipeline.execution import shards as cutting
-from pipeline.execution.plan import Plan, make_plan
-from pipeline.execution.shards import cut_shards, row_groups_of
+from pipeline.execution.planning import shards as cutting
+from pipeline.execution.planning.plan import Plan, make_plan
+from pipeline.execution.planning.shards import cut_shards, row_groups_of
 from pipeline.records import Shard, SourceFile
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.config import JobConfig
 from pipeline.errors import ReconciliationError
-from pipeline.execution.metrics import RunReport
+from pipeline.execution.proof.reconcile import reconcile
 from pipeline.execution.publish import check_quarantine
-from pipeline.execution.reconcile import reconcile
+from pipeline.execution.reporting.metrics import RunReport
 from pipeline.records import BlockReceipt, Part, Shard, SourceFile, Span
 from pipeline.storage.filesystem import Store
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.execution import charts
-from pipeline.execution.comparison import compared
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.report import (
+from pipeline.execution.reporting import charts
+from pipeline.execution.reporting.comparison import compared
+from pipeline.execution.reporting.metrics import RunReport
+from pipeline.execution.reporting.report import (
     bottleneck,
     headline,
     reading_snippets,
@@ -28,7 +28,7 @@ from pipeline.execution.report import (
     report_json,
     sentence,
 )
-from pipeline.execution.vector_map import Neighbours
+from pipeline.execution.reporting.vector_map import Neighbours
 from tests.example_report import example_map, example_report
 
 BROWSER_ARGUMENTS = [
@@ -249,7 +249,7 @@ def test_the_snippets_on_the_page_read_a_partitioned_folder(library: str, tmp_pa
 
 def test_importing_the_report_loads_no_chart_library() -> None:
     chart_libraries = "{'altair', 'vl_convert', 'jinja2'}"
-    program = f"import sys, pipeline.execution.report; print({chart_libraries} & set(sys.modules))"
+    program = f"import sys, pipeline.execution.reporting.report; print({chart_libraries} & set(sys.modules))"
     root = Path(__file__).parents[1]
     seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert seen.stdout.strip() == "set()"

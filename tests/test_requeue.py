@@ -15,9 +15,9 @@ from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import ReconciliationError, StorageError
 from pipeline.execution import reuse
-from pipeline.execution.plan import make_plan
+from pipeline.execution.planning.plan import make_plan
 from pipeline.execution.run import NOTHING_TO_RETRY
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.records import Reason
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import read_journal

@@ -9,7 +9,7 @@ from jobs.__main__ import main
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.verify import verify
 from pipeline.storage.expiry import expire
 from pipeline.storage.filesystem import Store
 from pipeline.storage.rollback import roll_back

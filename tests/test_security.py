@@ -20,9 +20,9 @@ import ray.cloudpickle
 
 from jobs.demo.local_s3 import LocalS3
 from pipeline.config import JobConfig
-from pipeline.execution.cluster import is_guarded
-from pipeline.execution.model import describe
-from pipeline.execution.plan import make_plan
+from pipeline.execution.clusters.cluster import is_guarded
+from pipeline.execution.planning.model import describe
+from pipeline.execution.planning.plan import make_plan
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import write_blocks
 from pipeline.storage.filesystem import Store

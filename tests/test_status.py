@@ -12,7 +12,7 @@ from jobs.__main__ import main
 from jobs.status import cost_of, pace_of, status_text
 from pipeline.config import JobConfig
 from pipeline.config_file import load_config
-from pipeline.execution.standing import Step, Unfinished, read_standing
+from pipeline.execution.planning.standing import Step, Unfinished, read_standing
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, read_journal

@@ -19,7 +19,7 @@ from jobs.submit_config import config_text, wanted
 from pipeline import open_snapshot
 from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.execution.submission import Cluster, night_name
+from pipeline.execution.clusters.submission import Cluster, night_name
 from pipeline.storage.filesystem import Store
 from tests.running import ROOT, Finished, ended, jobs, started, written_config
 from tests.test_cluster import closed_port

@@ -10,8 +10,8 @@ import pytest
 
 from jobs.summary import plan_text, print_summary, summary_text
 from pipeline import units
-from pipeline.execution.estimate import PlanSummary
-from pipeline.execution.metrics import RunReport
+from pipeline.execution.planning.estimate import PlanSummary
+from pipeline.execution.reporting.metrics import RunReport
 from tests.example_report import FOLDER, example_report
 
 PLAN = PlanSummary(

@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.execution.difference import difference, parts_of
-from pipeline.execution.verify import verify
+from pipeline.execution.proof.difference import difference, parts_of
+from pipeline.execution.verification.verify import verify
 from pipeline.storage.expiry import expire
 from pipeline.storage.filesystem import Store
 from pipeline.storage.rollback import roll_back

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pipeline.config import JobConfig
-from pipeline.execution.trials import Setting, Trial
-from pipeline.execution.tune import Layout, _chosen, _faster, _lines, _rows_per_part
+from pipeline.execution.sizing.trials import Setting, Trial
+from pipeline.execution.sizing.tune import Layout, _chosen, _faster, _lines, _rows_per_part
 from tests.running import jobs, written_config
 
 

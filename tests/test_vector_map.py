@@ -12,9 +12,9 @@ from jobs.__main__ import main
 from pipeline import open_snapshot
 from pipeline.config_file import load_config
 from pipeline.errors import SourceError
-from pipeline.execution import run_report
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.vector_map import POINTS, nearest_texts, read_vectors, vector_map
+from pipeline.execution.reporting import run_report
+from pipeline.execution.reporting.metrics import RunReport
+from pipeline.execution.reporting.vector_map import POINTS, nearest_texts, read_vectors, vector_map
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot
 from tests.inline import run_inline

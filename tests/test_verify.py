@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from jobs.__main__ import main
 from jobs.verify import verification_text
 from pipeline.arrow import vectors_of
-from pipeline.execution.findings import Finding, Verification
-from pipeline.execution.verify import verify
+from pipeline.execution.verification.findings import Finding, Verification
+from pipeline.execution.verification.verify import verify
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot
 from tests.running import jobs, written_config
@@ -343,7 +343,7 @@ def test_the_rows_of_a_giant_parquet_file_are_counted_by_its_footer(
     (tmp_path / "corpus").mkdir()
     table = pa.table({"id": range(200), "text": [f"text {id}" for id in range(200)]})
     pq.write_table(table, tmp_path / "corpus" / "giant.parquet", row_group_size=50)
-    monkeypatch.setattr("pipeline.execution.shards.SPLIT_BYTES", 1000)
+    monkeypatch.setattr("pipeline.execution.planning.shards.SPLIT_BYTES", 1000)
     snapshot = published_in_process(config_of(tmp_path))
     assert snapshot.shards.num_rows > 1
     result = verify(snapshot, 200)

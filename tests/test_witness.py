@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.config import JobConfig, Source
 from pipeline.errors import ConfigError, SourceError
-from pipeline.execution import shards as cutting
-from pipeline.execution import witness
-from pipeline.execution.estimate import estimate
-from pipeline.execution.plan import Plan, make_plan
-from pipeline.execution.witness import document_schema_of
+from pipeline.execution.planning import shards as cutting
+from pipeline.execution.planning import witness
+from pipeline.execution.planning.estimate import estimate
+from pipeline.execution.planning.plan import Plan, make_plan
+from pipeline.execution.planning.witness import document_schema_of
 from pipeline.records import SourceFile
 from pipeline.storage.filesystem import Store
 from pipeline.storage.listing import list_source

@@ -13,9 +13,9 @@ from pipeline.config_file import load_config
 from pipeline.encoder.describe import ModelDescription
 from pipeline.execution import run as execution
 from pipeline.execution.lending import Ledger
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.plan import Plan
+from pipeline.execution.planning.plan import Plan
 from pipeline.execution.repeats import repeated_texts, unknown_hashes
+from pipeline.execution.reporting.metrics import RunReport
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import EncodeBlocks, read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt

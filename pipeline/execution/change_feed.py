@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.errors import ConfigError, StorageError
-from pipeline.execution.difference import AFTER, PartRows, kinds_of, parts_of
-from pipeline.execution.duplicates import id_hashes
+from pipeline.execution.proof.difference import AFTER, PartRows, kinds_of, parts_of
+from pipeline.execution.proof.duplicates import id_hashes
 from pipeline.fingerprint import fingerprint
 from pipeline.parallel import in_order
 from pipeline.storage.changes import (

@@ -24,10 +24,10 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.protocol import Encoder
 from pipeline.errors import Stopped
 from pipeline.execution.attempts import replace_process
-from pipeline.execution.model import open_encoder
-from pipeline.execution.plan import Plan
+from pipeline.execution.clusters.worker_environment import WORKER_ENVIRONMENT
+from pipeline.execution.planning.model import open_encoder
+from pipeline.execution.planning.plan import Plan
 from pipeline.execution.settings import tokenizer_spec
-from pipeline.execution.worker_environment import WORKER_ENVIRONMENT
 from pipeline.records import TokenBatch
 
 FAMILY = "AF_UNIX"

@@ -22,8 +22,8 @@ from pipeline.execution.canary_gate import check_encoder
 from pipeline.execution.early_encoder import joined
 from pipeline.execution.isolated import IsolatedEncoder
 from pipeline.execution.lending import Borrower
-from pipeline.execution.metrics import TOKEN_BUCKETS
-from pipeline.execution.model import open_encoder
+from pipeline.execution.planning.model import open_encoder
+from pipeline.execution.reporting.metrics import TOKEN_BUCKETS
 from pipeline.execution.reuse import Texts, counts_of, texts_of, with_vectors
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.execution.telemetry import BusyGauge

@@ -11,13 +11,13 @@ import pipeline
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, ReconciliationError, SnapshotConflict, StorageError
-from pipeline.execution.difference import part_rows
-from pipeline.execution.duplicates import check_ids
-from pipeline.execution.guards import check_deletes
-from pipeline.execution.have import Carried
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.plan import Plan
-from pipeline.execution.reconcile import reconcile
+from pipeline.execution.planning.have import Carried
+from pipeline.execution.planning.plan import Plan
+from pipeline.execution.proof.difference import part_rows
+from pipeline.execution.proof.duplicates import check_ids
+from pipeline.execution.proof.guards import check_deletes
+from pipeline.execution.proof.reconcile import reconcile
+from pipeline.execution.reporting.metrics import RunReport
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts
 from pipeline.records import BlockReceipt, Part
 from pipeline.storage.claim import Claim

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
 from pipeline.errors import StorageError
-from pipeline.execution.plan import Plan
+from pipeline.execution.planning.plan import Plan
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.schemas import FATE, STORED
 from pipeline.storage.filesystem import Store

@@ -20,18 +20,18 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.change_feed import write_feeds
-from pipeline.execution.charts import load_drawing
 from pipeline.execution.early_encoder import loading_early
-from pipeline.execution.guards import check_sources
 from pipeline.execution.lending import RemoteLedger
-from pipeline.execution.metrics import RunReport
-from pipeline.execution.model import describe
-from pipeline.execution.plan import Plan, looks_for_repeats, make_plan
+from pipeline.execution.planning.model import describe
+from pipeline.execution.planning.plan import Plan, looks_for_repeats, make_plan
+from pipeline.execution.planning.rounds import planned_redo
+from pipeline.execution.proof.guards import check_sources
 from pipeline.execution.publish import publish
 from pipeline.execution.repeats import look_through, repeated_texts
+from pipeline.execution.reporting.charts import load_drawing
+from pipeline.execution.reporting.metrics import RunReport
+from pipeline.execution.reporting.run_report import open_report, report_standing, save_report
 from pipeline.execution.reuse import with_index
-from pipeline.execution.rounds import planned_redo
-from pipeline.execution.run_report import open_report, report_standing, save_report
 from pipeline.execution.settings import output_dimension, stage_settings
 from pipeline.execution.stopping import stop_on_sigterm, stopping_on_sigterm
 from pipeline.execution.workload import Workload
@@ -42,7 +42,7 @@ from pipeline.storage.journal import Journal, is_condemned, read_journal
 from pipeline.storage.snapshots import snapshot_numbers
 
 if TYPE_CHECKING:
-    from pipeline.execution.cluster import Shares
+    from pipeline.execution.clusters.cluster import Shares
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,15 @@ def _encode_missing(
 @contextmanager
 def _ray_of(config: JobConfig, plan: Plan, report: RunReport) -> Iterator["Shares"]:
     """Start Ray, or connect to it, and say in the report what there is; it ends with this block."""
-    from pipeline.execution.cluster import configure_data, divide, hosts, ray_cores, short_of_cores, start_ray, stop_ray
+    from pipeline.execution.clusters.cluster import (
+        configure_data,
+        divide,
+        hosts,
+        ray_cores,
+        short_of_cores,
+        start_ray,
+        stop_ray,
+    )
 
     report.warnings += start_ray(config.runtime)
     stop_on_sigterm()  # Ray has put a handler of its own in the place of ours

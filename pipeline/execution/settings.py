@@ -9,7 +9,7 @@ from pipeline.config import JobConfig, Recipe
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import ConfigError
 from pipeline.execution.canary_gate import load_canary
-from pipeline.execution.plan import Plan, read_columns_of
+from pipeline.execution.planning.plan import Plan, read_columns_of
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.schemas import part_schema
 from pipeline.storage.snapshots import decode_schema

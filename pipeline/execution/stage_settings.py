@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.execution.attempts import Attempts, Marks
 from pipeline.execution.canary_gate import Canary
 from pipeline.execution.lending import Ledger, RemoteLedger
-from pipeline.execution.model import ModelReference
+from pipeline.execution.planning.model import ModelReference
 from pipeline.storage.readers import ReadColumns
 from pipeline.storage.text_index import IndexReference
 from pipeline.text.tokenizer import TokenizerSpec

@@ -21,7 +21,7 @@ from pipeline import errors
 from pipeline.config import Runtime
 from pipeline.errors import PipelineError, SickDevice
 from pipeline.execution.attempts import Work
-from pipeline.execution.cluster import Shares, divide, gpus_by_node
+from pipeline.execution.clusters.cluster import Shares, divide, gpus_by_node
 from pipeline.execution.encode_stage import EncodeBlocks
 from pipeline.execution.sick_gpus import SickGpus, sickness_of
 from pipeline.execution.stage_settings import StageSettings

@@ -17,8 +17,8 @@ import ray.train.torch
 
 from pipeline.config import JobConfig, Recipe, Training
 from pipeline.errors import ConfigError, PipelineError, SnapshotConflict
-from pipeline.execution.cluster import start_ray, stop_ray
-from pipeline.execution.model import ModelReference, local_folder, resolve_model
+from pipeline.execution.clusters.cluster import start_ray, stop_ray
+from pipeline.execution.planning.model import ModelReference, local_folder, resolve_model
 from pipeline.fingerprint import fingerprint
 from pipeline.records import SourceFile
 from pipeline.storage.filesystem import Store, open_source

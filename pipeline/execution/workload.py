@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.execution.corpus_sample import Seen, kind_of, seen_like
+from pipeline.execution.sizing.corpus_sample import Seen, kind_of, seen_like
 from pipeline.records import BlockReceipt, Shard
 
 WHOLE = 0.99

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrow import fixed_size_list
-from pipeline.execution.duplicates import check_ids
+from pipeline.execution.proof.duplicates import check_ids
 from pipeline.records import Part, Shard, SourceFile, Span
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import PartName, publish_part

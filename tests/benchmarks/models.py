@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jobs.demo.fetch import fetch_model
 from pipeline.config import Recipe
 from pipeline.encoder.describe import ModelDescription
-from pipeline.execution.model import describe, resolve_model
+from pipeline.execution.planning.model import describe, resolve_model
 from pipeline.text.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
 DENSE_DIMENSIONS = 1792

@@ -11,7 +11,7 @@ from pipeline.arrow import fixed_size_list, one_array
 from pipeline.config import Recipe
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.vectors import finish
-from pipeline.execution.model import describe, open_encoder, resolve_model
+from pipeline.execution.planning.model import describe, open_encoder, resolve_model
 from pipeline.text.tokenizer import TokenizerSpec, load_tokenizer
 
 BLOCK_ROWS, BATCH_TOKENS = 4096, 16384

@@ -17,7 +17,7 @@ import pyarrow as pa
 from jobs.demo.local_s3 import local_s3
 from pipeline import schemas
 from pipeline.config_file import load_config
-from pipeline.execution import plan as planning
+from pipeline.execution.planning import plan as planning
 from pipeline.records import SourceFile
 from pipeline.storage.filesystem import Store
 from tests.benchmarks.measuring import embed

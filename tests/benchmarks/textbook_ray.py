@@ -11,7 +11,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from pipeline.config import Runtime
-from pipeline.execution.cluster import start_ray
+from pipeline.execution.clusters.cluster import start_ray
 
 CORES = os.cpu_count() or 1
 

@@ -15,7 +15,7 @@ from pipeline.config import Recipe
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.vectors import finish
-from pipeline.execution.model import open_encoder, resolve_model
+from pipeline.execution.planning.model import open_encoder, resolve_model
 from pipeline.text.tokenizer import FastTokenizer
 from tests.benchmarks.models import Model
 from tests.benchmarks.rounds import Encode, Variant

@@ -11,7 +11,7 @@ import orjson
 
 from pipeline.errors import ReconciliationError
 from pipeline.execution import publish, stages
-from pipeline.execution.reconcile import reconcile
+from pipeline.execution.proof.reconcile import reconcile
 from pipeline.records import BlockReceipt, Shard
 from pipeline.storage import expiry
 from pipeline.storage.expiry import Removal

@@ -19,9 +19,11 @@ from pipeline.arrow import hash_strings
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import PipelineError, SnapshotConflict
-from pipeline.execution import have, publish, rounds, run_report, shards, stages
+from pipeline.execution import publish, stages
 from pipeline.execution import run as execution
-from pipeline.execution.plan import Plan
+from pipeline.execution.planning import have, rounds, shards
+from pipeline.execution.planning.plan import Plan
+from pipeline.execution.reporting import run_report
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import StageSettings
 from pipeline.execution.workload import Workload

@@ -1,0 +1,1 @@
+"""Feature tables are planned and written from a Snapshot."""

@@ -1,0 +1,1 @@
+"""What a run has to do: Shards, what is there already, rounds, witnesses of the source."""

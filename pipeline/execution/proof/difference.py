@@ -1,0 +1,136 @@
+"""What one Snapshot has that another has not: ids added, removed, and with another text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.execution.proof.duplicates import id_hashes
+from pipeline.parallel import in_order
+from pipeline.records import Part
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import part_key, read_columns
+from pipeline.storage.snapshots import Snapshot
+from pipeline.storage.text_index import leading_halves
+from pipeline.storage.uniqueness import ordered, placed
+
+READERS = 16
+"""Parts read at once, of each two small columns."""
+
+SHOWN = 5
+"""Ids named of each kind."""
+
+AFTER = np.uint64(1 << 63)
+"""Marks the rows of the second Snapshot, beside 63 bits of the hash of their text."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """A Part as it is compared."""
+
+    kind: str
+    key: str
+    name: str
+    """The same for the same rows in another snapshot's folder."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two Snapshots differ, in ids; texts are compared by their hashes, vectors and kept columns are not."""
+
+    carried: int
+    """Rows of Parts that both have; these are not read."""
+    unchanged: int
+    """Ids of other Parts, with the same text in both."""
+    changed: int
+    added: int
+    removed: int
+    examples: dict[str, list[str]]
+    """Some ids of each kind: `changed`, `added`, `removed`."""
+
+
+def parts_of(snapshot: Snapshot) -> list[PartRows]:
+    """Return the Parts of a Snapshot."""
+    return [part_rows(folder, part) for folder, part in snapshot.placed_parts()]
+
+
+def part_rows(folder: str, part: Part) -> PartRows:
+    """Return what is compared of a Part, and the snapshot folder it lies in."""
+    return PartRows(part.kind, part_key(part.kind, folder, part.path), f"{part.path} {part.content_hash}", part.rows)
+
+
+def difference(store: Store, before: Sequence[PartRows], after: Sequence[PartRows]) -> Difference:
+    """Compare two Snapshots by ids and text hashes; memory as `uniqueness.find_repeats`.
+
+    Raises:
+        StorageError: a Part is missing or damaged.
+    """
+    sides = [[part for part in parts if part.kind == "embeddings"] for parts in (before, after)]
+    in_both = {part.name for part in sides[0]} & {part.name for part in sides[1]}
+    old, new = ([part.key for part in parts if part.name not in in_both] for parts in sides)
+    counts = dict.fromkeys(("unchanged", "changed", "added", "removed"), 0)
+    wanted: dict[str, list[NDArray[np.void]]] = {}
+    for rows in ordered(_entries(store, old, new)):
+        for kind, first_G in kinds_of(rows).items():
+            counts[kind] += len(first_G)
+            if kind != "unchanged" and len(wanted.setdefault(kind, [])) < SHOWN:
+                wanted[kind] += list(rows[first_G[:SHOWN]])
+    carried = sum(part.rows for part in sides[0] if part.name in in_both)
+    where = {"changed": new, "added": new, "removed": old}
+    examples = {kind: _named(store, where[kind], hashes[:SHOWN]) for kind, hashes in wanted.items() if hashes}
+    return Difference(carried, **counts, examples=examples)
+
+
+def _entries(store: Store, old: Sequence[str], new: Sequence[str]) -> Iterator[NDArray[np.void]]:
+    """Yield the hashes of the ids of both sides; `place` holds the side and the hash of the text."""
+
+    def read(key: str) -> pa.Table:
+        return read_columns(store, key, ["id", "text_hash"])
+
+    for keys, side in ((old, np.uint64(0)), (new, AFTER)):
+        for table in in_order(read, keys, READERS):
+            rows = placed(id_hashes(table), 0)
+            rows["place"] = (leading_halves(table["text_hash"]) >> np.uint64(1)) | side
+            yield rows
+
+
+def kinds_of(rows: NDArray[np.void]) -> dict[str, NDArray[np.int64]]:
+    """Return, by kind, where each id begins among rows ordered by id; `place` holds their side and their version."""
+    if not len(rows):
+        return {}
+    is_first = np.ones(len(rows), np.bool_)
+    is_first[1:] = (rows["high"][1:] != rows["high"][:-1]) | (rows["low"][1:] != rows["low"][:-1])
+    first_G = np.flatnonzero(is_first)
+    is_new = rows["place"] >= AFTER
+    texts = rows["place"] & (AFTER - np.uint64(1))
+    new_G, rows_G = np.add.reduceat(is_new.astype(np.int64), first_G), np.diff(np.append(first_G, len(rows)))
+    # several rows with one id: chunks, or duplicate_ids: allow; sums are equal where the texts are
+    old_sum_G = np.add.reduceat(np.where(is_new, np.uint64(0), texts), first_G)
+    new_sum_G = np.add.reduceat(np.where(is_new, texts, np.uint64(0)), first_G)
+    is_added_G, is_removed_G = new_G == rows_G, new_G == 0
+    is_same_G = ~is_added_G & ~is_removed_G & (2 * new_G == rows_G) & (old_sum_G == new_sum_G)
+    return {
+        "added": first_G[is_added_G],
+        "removed": first_G[is_removed_G],
+        "unchanged": first_G[is_same_G],
+        "changed": first_G[~is_added_G & ~is_removed_G & ~is_same_G],
+    }
+
+
+def _named(store: Store, keys: Sequence[str], wanted: Sequence[NDArray[np.void]]) -> list[str]:
+    """Return the ids that have these hashes."""
+    hashes = {(int(row["high"]), int(row["low"])) for row in wanted}
+    highs = np.array([high for high, _ in hashes], np.uint64)
+    found: list[str] = []
+    for key in keys:
+        if len(found) == len(hashes):
+            break
+        ids = read_columns(store, key, ["id"])
+        rows = placed(id_hashes(ids), 0)
+        candidates = np.flatnonzero(np.isin(rows["high"], highs)).tolist()
+        named = {str(ids["id"][row].as_py()) for row in candidates if rows[row].item()[:2] in hashes}
+        found += sorted(named - set(found))
+    return found

@@ -1,0 +1,1 @@
+"""What a run has measured, and the page that shows it."""

@@ -1,0 +1,206 @@
+"""Which settings are fastest here: encoders, their batches and the size of a Block, tried on texts of the source."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import JobConfig
+from pipeline.encoder.batching import computed_tokens, pack_by_tokens
+from pipeline.errors import EncoderError
+from pipeline.execution.planning.plan import Plan
+from pipeline.execution.sizing.trials import Lab, Setting, Trial
+from pipeline.execution.sizing.tune_texts import Texts
+
+BUDGET_SECONDS = 90.0
+"""Nothing new is begun after this; what is running may still take some seconds."""
+
+WORTH_CHANGING = 1.03
+"""Only what is faster by more than this takes the place of what the config says, or of fewer encoders."""
+
+BATCH_TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
+
+ROWS_PER_PART = (1024, 4096, 16384, 65536)
+
+BLOCK_SECONDS = (1.0, 120.0)
+"""A Block shorter than the first pays more for its scheduling than it should, one longer than the second loses too much
+work when its process dies."""
+
+MOST_ENCODERS = 8
+
+BUSY_LOAD = 0.3
+"""Of each core, by other programs: with more, the figures are theirs as much as ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One size of Blocks, and what follows from it at the best rate."""
+
+    rows_per_part: int
+    padding: float
+    block_seconds: float
+    part_bytes: int
+    """Of the vectors alone, uncompressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What was tried, and what to write into the config."""
+
+    device: str
+    cores: int
+    texts: int
+    tokens_per_text: float
+    tokenize_tokens_per_second: float
+    """Of one core."""
+    trials: tuple[Trial, ...]
+    layouts: tuple[Layout, ...]
+    lines: dict[str, dict[str, Any]]
+    """By section of the config: the keys that were found."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"outcome": "tuned"}
+
+
+def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BUDGET_SECONDS) -> Tuning:
+    """Try settings on texts of the source, each in processes of its own, and choose.
+
+    First the batches of one encoder with all cores are tried, then another engine if the config leaves that open, then
+    more encoders with fewer threads each.
+
+    Raises:
+        EncoderError: the model cannot be loaded, or fails on every setting.
+    """
+    load = os.getloadavg()[0]
+    deadline = time.monotonic() + budget_seconds
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a run; spinning threads of several encoders would fight
+    cores = len(os.sched_getaffinity(0))
+    lab = Lab(config, plan, texts, deadline)
+    engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
+    trials = lab.batches(Setting(engine, 1, cores), _batch_candidates(config))
+    best = _chosen(trials, config.runtime.batch_tokens)
+    if config.runtime.engine == "auto" and has_openvino(lab.device, plan.model.kind):
+        trials += _with_openvino(lab, cores, best.batch_tokens)
+        best = _faster(trials, best)
+    for encoders in _encoder_counts(lab.device, cores):
+        threads = cores // encoders if lab.device == "cpu" else 0
+        trials += lab.batches(Setting(best.setting.engine, encoders, threads), [best.batch_tokens])
+    winner = _faster(trials, best)
+    layouts = [layout_of(rows, texts, winner) for rows in ROWS_PER_PART]
+    notes = [
+        f"threads per encoder follow from runtime.encoders: {winner.setting.threads} each with "
+        f"{winner.setting.encoders} here"
+    ]
+    rows_per_part = _rows_per_part(layouts, texts.source_rows, winner)
+    if load > BUSY_LOAD * cores:
+        notes.append(
+            f"the machine was busy, at a load of {load:.1f} before the first trial; repeat this when it is quiet"
+        )
+    if plan.parent is not None:
+        rows_per_part = config.output.rows_per_part
+        notes.append("output.rows_per_part is left as it is: another value would embed the published rows anew")
+    return Tuning(
+        device=lab.device,
+        cores=cores,
+        texts=len(texts.tokens),
+        tokens_per_text=float(texts.tokens.lengths_N.mean()),
+        tokenize_tokens_per_second=texts.tokens_per_second,
+        trials=tuple(trials),
+        layouts=tuple(layouts),
+        lines=_lines(lab.device, trials, winner, rows_per_part),
+        notes=tuple(notes),
+    )
+
+
+def _batch_candidates(config: JobConfig) -> list[int]:
+    """Return budgets in which the longest text has room, that of the config among them, ascending."""
+    least = config.recipe.max_tokens
+    return sorted({budget for budget in BATCH_TOKENS if budget >= least} | {config.runtime.batch_tokens})
+
+
+def has_openvino(device: str, kind: str) -> bool:
+    """Whether OpenVINO can compute a model of this kind here."""
+    return device == "cpu" and kind != "hashing" and find_spec("openvino") is not None
+
+
+def _with_openvino(lab: Lab, cores: int, batch_tokens: int) -> list[Trial]:
+    setting = Setting("openvino", 1, cores)
+    try:
+        return lab.batches(setting, [batch_tokens])
+    except EncoderError as error:
+        return [Trial(setting, batch_tokens, note=f"failed: {error}")]
+
+
+def _encoder_counts(device: str, cores: int) -> list[int]:
+    if device != "cpu":
+        return [2]
+    return [encoders for encoders in (2, 4, 8, 16) if encoders <= min(cores, MOST_ENCODERS)]
+
+
+def _chosen(trials: Sequence[Trial], present: int) -> Trial:
+    """Return the trial with the config's own budget, unless another one is clearly faster."""
+    best = max(trials, key=lambda trial: trial.tokens_per_second)
+    if not best.tokens_per_second:
+        raise EncoderError(f"no setting could be tried: {trials[0].note}")
+    own = next((trial for trial in trials if trial.batch_tokens == present), best)
+    return best if best.tokens_per_second > WORTH_CHANGING * own.tokens_per_second else own
+
+
+def _faster(trials: Sequence[Trial], simplest: Trial) -> Trial:
+    """Return the simplest setting, unless another one is clearly faster."""
+    best = max(trials, key=lambda trial: trial.tokens_per_second)
+    return best if best.tokens_per_second > WORTH_CHANGING * simplest.tokens_per_second else simplest
+
+
+def layout_of(rows: int, texts: Texts, winner: Trial) -> Layout:
+    """Return what follows from Blocks of so many rows, at the rate of a trial."""
+    lengths_N = _as_many(texts.tokens.lengths_N, rows)
+    seconds = float(lengths_N.sum()) / (winner.tokens_per_second / winner.setting.encoders)
+    padding = winner.padding if winner.is_flat else _padding_of(lengths_N, winner.batch_tokens)
+    return Layout(rows, padding, seconds, round(rows * texts.bytes_per_vector))
+
+
+def _padding_of(lengths_N: NDArray[np.int64], batch_tokens: int) -> float:
+    """Return padded tokens over real ones, minus one, of rows that are padded to the longest of their batch."""
+    padded = sum(computed_tokens(lengths_N[batch], is_flat=False) for batch in pack_by_tokens(lengths_N, batch_tokens))
+    return padded / float(lengths_N.sum()) - 1
+
+
+def _as_many(lengths_N: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+    """Return so many lengths drawn from those of the texts at hand."""
+    return np.random.default_rng(7).choice(lengths_N, rows)
+
+
+def recommended_rows(texts: Texts, winner: Trial) -> int:
+    """Return the `output.rows_per_part` for a new output."""
+    return _rows_per_part([layout_of(rows, texts, winner) for rows in ROWS_PER_PART], texts.source_rows, winner)
+
+
+def _rows_per_part(layouts: Sequence[Layout], source_rows: int, winner: Trial) -> int:
+    """Return the largest size whose Blocks are neither too long nor too few for all encoders to have work."""
+    (shortest, longest), wanted_blocks = BLOCK_SECONDS, 2 * winner.setting.encoders
+    fitting = [
+        layout.rows_per_part
+        for layout in layouts
+        if shortest <= layout.block_seconds <= longest and source_rows / layout.rows_per_part >= wanted_blocks
+    ]
+    if fitting:
+        return max(fitting)
+    return next((one.rows_per_part for one in layouts if one.block_seconds >= shortest), layouts[-1].rows_per_part)
+
+
+def _lines(device: str, trials: Sequence[Trial], winner: Trial, rows_per_part: int) -> dict[str, dict[str, Any]]:
+    """Return the keys that were found, by section; the engine only where more than one has shown its rate."""
+    encoders, engine = winner.setting.encoders, winner.setting.engine
+    runtime: dict[str, Any] = {"encoders": encoders, "batch_tokens": winner.batch_tokens}
+    if device != "cpu":
+        runtime |= {"encoders": "auto", "gpus_per_encoder": 1 / encoders}
+    elif len({trial.setting.engine for trial in trials if trial.tokens_per_second}) > 1:
+        runtime["engine"] = engine
+    return {"output": {"rows_per_part": rows_per_part}, "runtime": runtime}

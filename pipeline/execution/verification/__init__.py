@@ -1,0 +1,1 @@
+"""A published Snapshot is checked against its files, its source and its model."""
