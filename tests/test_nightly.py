@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,6 +132,33 @@ def test_a_file_that_cannot_be_read_any_more_is_no_delete(corpus: Corpus) -> Non
     with pytest.raises(DeletionRefused, match=r"14 B of the source cannot be read.*20 ids"):
         run_in_process(corpus.config, loose, max_deleted=1.0)
     assert len(corpus.ids) == 40
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+        pa.array(["x", None], pa.string_view()),
+        pa.array([[{"a": "x"}], None]),
+        pa.array(["x", None]).dictionary_encode(),
+        pa.array([b"\x00" * 16, None], pa.uuid()),
+    ],
+    ids=lambda kept: str(kept.type),
+)
+def test_a_kept_column_of_any_type_makes_no_night_embed_again(tmp_path: Path, kept: pa.Array) -> None:
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["one", "two"], "kept": kept}), tmp_path / "a.parquet")
+    config = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(tmp_path / "*.parquet"), "keep_columns": ["kept"]},
+        recipe={"model": "hashing://8"},
+        output={"uri": str(tmp_path / "out")},
+    )
+    run_in_process(config)
+    assert make_plan(load_config(config), Store(str(tmp_path / "out"))).embed == ()
+    pq.write_table(pa.table({"id": ["c", "d"], "text": ["three", "four"], "kept": kept}), tmp_path / "b.parquet")
+    assert run_in_process(config).encoded_texts == 2
+    rows = open_snapshot(str(tmp_path / "out")).to_table(["id", "kept"]).sort_by("id").to_pylist()
+    assert [row["kept"] for row in rows] == kept.to_pylist() * 2
 
 
 def test_a_first_night_has_nothing_to_lose(tmp_path: Path) -> None:

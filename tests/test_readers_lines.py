@@ -234,6 +234,8 @@ def test_the_schema_of_json_lines_comes_from_the_kind_that_most_values_have(tmp_
         ('{"id":1,"text":7,"k":1}', "column 'text' of .* holds int64; expected string"),
         ('{"id":1,"text":"t"}', r"has no column 'k'; It has: id, text"),
         ('{"id":1,"text":"t","k":[1,"x"]}', "column 'k' of .* holds arrays of several types"),
+        ('{"id":1,"text":"t","k":{}}', "column 'k' of .* holds objects without a key, which Parquet cannot store"),
+        ('{"id":1,"text":"t","k":[{"a":{}}]}', "column 'k' of .* holds objects without a key"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_an_error(tmp_path: Path, line: str, message: str) -> None:

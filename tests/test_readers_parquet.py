@@ -174,6 +174,29 @@ def test_kept_columns_of_any_type_pass_unchanged(tmp_path: Path, array: pa.Array
     assert documents["id"].to_pylist() == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("array", "lasting"),
+    [
+        (pa.array(["x", None], pa.string_view()), pa.string()),
+        (pa.array([b"\xff", None], pa.binary_view()), pa.binary()),
+        (pa.array([["x"], None], pa.list_(pa.string_view())), pa.list_(pa.string())),
+        (pa.array([{"a": ["x"]}, None], pa.struct([("a", pa.large_list(pa.string_view()))])), None),
+        (pa.array([[("k", "v")], None], pa.map_(pa.string(), pa.string_view())), pa.map_(pa.string(), pa.string())),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_a_kept_view_becomes_what_every_kernel_knows(
+    tmp_path: Path, array: pa.Array, lasting: pa.DataType | None
+) -> None:
+    file = written_parquet(tmp_path / "a.parquet", pa.table({"text": ["a", "b"], "kept": array, "id": ["1", "2"]}))
+    schema = read_source_schema(file, "id", "text", ("kept",), open_local)
+    assert schema is not None
+    assert lasting is None or schema.field("kept").type == lasting
+    kept = documents_of(blocks_of(file, columns(kept=[schema.field("kept")])))["kept"]
+    assert kept.to_pylist() == array.to_pylist()
+    assert kept.take([1, 0]).to_pylist() == array.to_pylist()[::-1]
+
+
 def test_the_text_and_the_id_can_be_kept_as_well(tmp_path: Path) -> None:
     file = written_parquet(tmp_path / "a.parquet", pa.table({"text": ["a"], "doc": ["1"]}))
     schema = read_source_schema(file, "doc", "text", ("text", "doc"), open_local)

@@ -3,6 +3,9 @@
 import pyarrow as pa
 from pyarrow import types
 
+LISTS = ((types.is_list, pa.list_), (types.is_large_list, pa.large_list))
+"""The lists that Arrow can cast to lists of another type of value, and what makes their types."""
+
 
 def is_string_kind(found: pa.DataType) -> bool:
     """Whether it is a string of any layout, dictionaries of strings included."""
@@ -35,6 +38,26 @@ def same_kind(found: pa.DataType, expected: pa.DataType) -> bool:
     if found.num_fields == 0:
         return bool(found.id == expected.id)
     return _same_children(found, expected)
+
+
+def lasting(found: pa.DataType) -> pa.DataType:
+    """Return the type in which a Part holds values of another: one that is the same after it was stored and read.
+
+    Views of strings become strings, for which Arrow has every kernel; the fields of a map take the names that an Arrow
+    schema has room for.
+    """
+    if types.is_string_view(found):
+        return pa.string()
+    if types.is_binary_view(found):
+        return pa.binary()
+    if types.is_map(found):
+        return pa.map_(lasting(found.key_type), lasting(found.item_type), found.keys_sorted)
+    if types.is_struct(found):
+        return pa.struct([child.with_type(lasting(child.type)) for child in found])
+    for is_kind, of_values in LISTS:
+        if is_kind(found) and lasting(found.value_type) != found.value_type:
+            return of_values(found.value_field.with_type(lasting(found.value_type)))
+    return found
 
 
 def as_utf8(array: pa.Array) -> pa.Array:

@@ -57,7 +57,7 @@ def json_type(values: Sequence[Any]) -> pa.DataType:
     """Return the Arrow type of JSON values: the kind that most of them have; string where all are null.
 
     Raises:
-        ValueError: arrays or objects hold values of several types.
+        ValueError: arrays or objects hold values of several types, or all objects are empty.
     """
     counts = Counter(_kind(value) for value in values if value is not None)
     if not counts:
@@ -67,9 +67,12 @@ def json_type(values: Sequence[Any]) -> pa.DataType:
     if kind == "number":
         return pa.float64() if any(type(value) is float for value in chosen) else pa.int64()
     try:
-        return _without_null_type(pa.array(chosen).type)
+        found = _without_null_type(pa.array(chosen).type)
     except NOT_CONVERTIBLE:
         raise ValueError(f"{kind}s of several types") from None
+    if _has_empty_struct(found):
+        raise ValueError("objects without a key, which Parquet cannot store")
+    return found
 
 
 def _kind(value: Any) -> str:
@@ -86,6 +89,12 @@ def _without_null_type(found: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(found):
         return pa.struct([(child.name, _without_null_type(child.type)) for child in found])
     return found
+
+
+def _has_empty_struct(found: pa.DataType) -> bool:
+    if pa.types.is_struct(found) and found.num_fields == 0:
+        return True
+    return any(_has_empty_struct(found.field(child).type) for child in range(found.num_fields))
 
 
 def _all_fit(values: list[Any], expected: pa.DataType) -> bool:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline import schemas
 from pipeline.errors import SourceError
 from pipeline.records import Reason, SourceFile, Span
-from pipeline.storage.arrow_types import as_utf8, is_string_kind, is_text_kind, same_kind
+from pipeline.storage.arrow_types import as_utf8, is_string_kind, is_text_kind, lasting, same_kind
 from pipeline.storage.decompression import WatchedFile
 from pipeline.storage.rows import Bad, BadFile, Candidates, OpenFile, ReadColumns, Stretch, missing_column
 
@@ -65,7 +65,7 @@ def read_parquet(span: Span, columns: ReadColumns, open_file: OpenFile) -> Itera
 def read_parquet_schema(
     file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
 ) -> pa.Schema:
-    """Return the document schema as the footer gives it; every kept column nullable and without metadata.
+    """Return the document schema as the footer gives it; kept columns are nullable, without metadata, of a lasting type.
 
     Raises:
         BadFile: the file is no Parquet, or a column is absent or of a type that cannot be used.
@@ -80,7 +80,7 @@ def read_parquet_schema(
         id_type = ids.type
     else:
         raise _wrong_type(file, id_column, ids.type, "string or integer")
-    return schemas.document_schema(id_type, [pa.field(kept_field.name, kept_field.type) for kept_field in kept])
+    return schemas.document_schema(id_type, [pa.field(column.name, lasting(column.type)) for column in kept])
 
 
 def parquet_row_groups(file: SourceFile, open_file: OpenFile) -> list[tuple[int, int]]:
