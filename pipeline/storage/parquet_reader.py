@@ -65,7 +65,7 @@ def read_parquet(span: Span, columns: ReadColumns, open_file: OpenFile) -> Itera
 def read_parquet_schema(
     file: SourceFile, id_column: str, text_column: str, keep_columns: tuple[str, ...], open_file: OpenFile
 ) -> pa.Schema:
-    """Return the document schema as the footer gives it; kept columns are nullable, without metadata, of a lasting type.
+    """Return the document schema as the footer gives it; kept columns nullable, without metadata, lasting.
 
     Raises:
         BadFile: the file is no Parquet, or a column is absent or of a type that cannot be used.
