@@ -1,13 +1,17 @@
 """What can be said of the container images without an engine to build them."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from jobs.demo.command import CONFIG
 from jobs.healthcheck import lives
 from tests.running import ROOT
+from tests.schemas import errors_of_compose
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
@@ -18,6 +22,29 @@ def stages() -> dict[str, str]:
     """Return the text of every stage of the Dockerfile by its name."""
     found = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
     return {name: f"FROM {parent}\n{text}" for parent, name, text in zip(*[iter(found)] * 3, strict=True)}
+
+
+def linted(text: str) -> list[str]:
+    """Return what hadolint, and ShellCheck in it, say of a Dockerfile, a line each."""
+    command = [str(Path(sys.executable).parent / "hadolint"), "--no-color", "-"]
+    finished = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert not finished.stderr
+    return finished.stdout.splitlines()
+
+
+def test_a_linter_finds_nothing_in_the_dockerfile() -> None:
+    assert linted(DOCKERFILE) == []
+    assert [line.split()[1] for line in linted("FROM python\nRUN rm $HOME/x\n")] == ["DL3006", "SC2086"]
+
+
+def test_compose_yaml_is_what_its_schema_asks_for() -> None:
+    assert errors_of_compose(COMPOSE) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("healthchek", {}), ("init", [True]), ("depends_on", {"s3": "up"})])
+def test_an_error_in_a_service_is_found(key: str, value: object) -> None:
+    errors = errors_of_compose({"services": {"head": {"image": "x", key: value}}})
+    assert any("$.services.head" in error for error in errors)
 
 
 def test_both_targets_run_as_a_user_that_is_not_root() -> None:
