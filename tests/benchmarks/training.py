@@ -1,4 +1,4 @@
-"""What training is worth: accuracy on reviews that it has not seen, six kinds before and after, two losses compared."""
+"""What a loss is worth: six kinds before and after, the circle loss against InfoNCE and CoSENT, over seeds."""
 
 import argparse
 from pathlib import Path
@@ -21,8 +21,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=__doc__)
-    parser.add_argument("--ablation", action="store_true", help="the circle loss against InfoNCE and CoSENT")
-    parser.add_argument("--seeds", type=int, default=3, help="of the ablation (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each loss (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of a step (%(default)s)")
     parser.add_argument("--folder", default=".bench/training", help="what is kept (%(default)s)")
     return parser
