@@ -14,8 +14,9 @@ from pipeline.execution.planning.plan import Plan
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.schemas import FATE, STORED
 from pipeline.storage.filesystem import Store
+from pipeline.storage.index_making import write_index
 from pipeline.storage.known import Fate, Found, KnownVectors
-from pipeline.storage.text_index import IndexReference, open_index, write_index
+from pipeline.storage.text_index import IndexReference, open_index
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from jobs.demo.fetch import fetch_model
 from pipeline.arrow import fixed_size_binary
 from pipeline.storage.filesystem import Store
-from pipeline.storage.text_index import TextIndex, write_texts
-from pipeline.storage.uniqueness import placed
+from pipeline.storage.index_making import IndexedPart, entries_of_rows, write_texts
+from pipeline.storage.text_index import TextIndex, leading_halves
 from tests.benchmarks.measuring import Measured, embed
 from tests.benchmarks.table import Line
 
@@ -116,12 +116,12 @@ def _write(corpus: Path, texts: list[str], night: str) -> None:
 
 def _index(folder: Path) -> Line:
     shutil.rmtree(folder, ignore_errors=True)
-    parts = [(f"part {part}", PART, PART * 2048) for part in range(TEXTS // PART)]
+    parts = [IndexedPart(f"part {part}", PART, PART * 2048, f"{part:032x}") for part in range(TEXTS // PART)]
     started = time.perf_counter()
-    facts = write_texts(Store(str(folder)), "index", parts, (placed(_hashes(part), part) for part in range(len(parts))))
+    facts = write_texts(Store(str(folder)), "index", parts, map(_entries, range(len(parts))))
     built, index = time.perf_counter() - started, TextIndex(folder / "index")
     numbers = range(0, len(parts), len(parts) // SEARCHES)
-    asked = [fixed_size_binary(_hashes(part).view("u1").reshape(-1, 16)) for part in numbers]
+    asked = [_hashes(part) for part in numbers]
     started = time.perf_counter()
     found = sum(int((index.find(hashes) >= 0).sum()) for hashes in asked)
     searched = time.perf_counter() - started
@@ -136,5 +136,9 @@ def _index(folder: Path) -> Line:
     }
 
 
-def _hashes(part: int) -> NDArray[np.void]:
-    return np.frombuffer(np.random.default_rng(part).bytes(16 * PART), "V16")
+def _entries(part: int) -> NDArray[np.void]:
+    return entries_of_rows(leading_halves(_hashes(part)), np.full(PART, part), np.arange(PART))
+
+
+def _hashes(part: int) -> pa.Array:
+    return fixed_size_binary(np.frombuffer(np.random.default_rng(part).bytes(16 * PART), "u1").reshape(-1, 16))
