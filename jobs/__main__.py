@@ -165,6 +165,8 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
         if name == "diff":
             command.add_argument("before", type=int, help="number of a snapshot")
             command.add_argument("after", type=int, help="number of another")
+            vectors = "compare the vectors of a sample of the texts that both have, across recipes too"
+            command.add_argument("--vectors", action="store_true", help=vectors)
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name == "report":
         command.add_argument("--open", action="store_true", help="show it in a browser")

@@ -1,10 +1,14 @@
-"""`diff`: what one snapshot has that another has not, by ids."""
+"""`diff`: what one snapshot has that another has not, by ids, and how far the vectors of the same texts lie apart."""
 
 import argparse
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pipeline.config_file import output_of
-from pipeline.units import counted, thousands
+from pipeline.units import counted, percent, thousands
+
+if TYPE_CHECKING:
+    from pipeline.execution.proof.drift import Drift, Side
 
 KINDS = ("added", "changed", "removed")
 
@@ -14,14 +18,17 @@ def run(options: argparse.Namespace) -> int:
     import orjson
 
     from pipeline.execution.proof.difference import difference, parts_of
+    from pipeline.execution.proof.drift import drift
     from pipeline.storage.snapshots import open_snapshot
 
     uri = output_of(options.output, options.overrides).uri
     before, after = (open_snapshot(uri, number) for number in (options.before, options.after))
     found = difference(after.store, parts_of(before), parts_of(after))
+    moved = drift(before, after) if options.vectors else None
     if options.json:
         head = {"output": after.store.uri, "before": before.number, "after": after.number}
-        print(orjson.dumps(head | asdict(found)).decode())
+        vectors = {"vectors": asdict(moved)} if moved else {}
+        print(orjson.dumps(head | asdict(found) | vectors).decode())
         return 0
     print(f"{after.store.uri}: from snapshot {before.number} to {after.number}")
     for kind in KINDS:
@@ -30,4 +37,29 @@ def run(options: argparse.Namespace) -> int:
         print(f"  {kind:<10} {counted(getattr(found, kind), 'id')}{some}")
     same = f"{thousands(found.carried)} rows in the same ones"
     print(f"  unchanged  {counted(found.unchanged, 'id')} in other Parts, {same}")
+    if moved:
+        print(drift_text(moved))
     return 0
+
+
+def drift_text(drift: "Drift") -> str:
+    """Return what was found of the vectors, a line for each thing that could be compared."""
+    looked_at, same = thousands(drift.looked_at), f"{thousands(drift.same_ids)} of them under one id"
+    lines = [f"vectors of {counted(drift.texts, 'text')} that both have ({same}), out of {looked_at} that were sought"]
+    lines += [_side_text(drift.before), _side_text(drift.after)] if drift.texts else []
+    if drift.cosines:
+        least = f"least {drift.cosines.least:.6f}, for instance {', '.join(drift.cosines.farthest)}"
+        below = ", ".join(f"{percent(float(share))} below {at:.6f}" for share, at in drift.cosines.quantiles.items())
+        lines.append(f"  cosine     mean {drift.cosines.mean:.6f}; {below}; {least}")
+        lines.append(f"  mean       of all, cosine {drift.mean_cosine:.6f}, {drift.mean_distance:.6f} apart")
+    elif drift.texts:
+        lines.append("  cosine     none between vectors of different dimensions")
+    if drift.overlap is not None:
+        lines.append(f"  neighbours {percent(drift.overlap)} of the {drift.neighbours} nearest are the same")
+    return "\n".join(lines)
+
+
+def _side_text(side: "Side") -> str:
+    least, mean, greatest = side.norms or (0.0, 0.0, 0.0)
+    recipe = f"{side.model} in {side.compute}, {thousands(side.dimension)} × {side.stored}"
+    return f"  snapshot {side.snapshot}: {recipe}, lengths {least:.4f} to {greatest:.4f}, mean {mean:.4f}"

@@ -66,17 +66,15 @@ def compare(
     """
     if vectors_ND.shape != references_ND.shape:
         raise ValueError(f"vectors of shape {vectors_ND.shape}, references of shape {references_ND.shape}")
-    found_ND, expected_ND = _directions(vectors_ND), _directions(references_ND)
+    found_ND, expected_ND = directions(vectors_ND), directions(references_ND)
     count = len(found_ND)
     if not count:
         return Likeness(0, 0.0, 0.0, -1, 0.0, 0.0)
     cosines_N = np.einsum("nd,nd->n", found_ND, expected_ND)
     near = min(neighbours, count - 1)
-    expected_NN, found_NN = _cosines_to_others(expected_ND), _cosines_to_others(found_ND)
-    expected_NK, found_NK = (
-        np.argsort(-cosines, axis=1, kind="stable")[:, :near] for cosines in (expected_NN, found_NN)
-    )
-    kept_NK = (expected_NK[:, :, None] == found_NK[:, None, :]).any(axis=2)
+    expected_NN, found_NN = cosines_to_others(expected_ND), cosines_to_others(found_ND)
+    expected_NK = nearest(expected_NN, near)
+    kept_NK = kept(expected_NK, nearest(found_NN, near))
     nearer, farther = np.triu_indices(near, 1)
     theirs_NK = np.take_along_axis(found_NN, expected_NK, axis=1)
     in_order_NP = theirs_NK[:, nearer] >= theirs_NK[:, farther]
@@ -90,14 +88,25 @@ def compare(
     )
 
 
-def _directions(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+def directions(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return vectors of length 1; one that has no direction is zero."""
     vectors = np.where(np.isfinite(vectors_ND).all(axis=1, keepdims=True), vectors_ND, 0).astype(np.float64)
     norms_N1 = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms_N1 > 0, norms_N1, 1), np.float64)
 
 
-def _cosines_to_others(directions_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+def cosines_to_others(directions_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cosines between N vectors of length 1, (N, N); of one to itself -inf."""
     cosines_NN = directions_ND @ directions_ND.T
     np.fill_diagonal(cosines_NN, -np.inf)
     return cosines_NN
+
+
+def nearest(cosines_NN: NDArray[np.float64], neighbours: int) -> NDArray[np.int64]:
+    """Return which are nearest to each, the nearest first, (N, neighbours)."""
+    return np.asarray(np.argsort(-cosines_NN, axis=1, kind="stable")[:, :neighbours], np.int64)
+
+
+def kept(expected_NK: NDArray[np.int64], found_NK: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the expected neighbours of each are among the found ones, (N, K)."""
+    return np.asarray((expected_NK[:, :, None] == found_NK[:, None, :]).any(axis=2))
