@@ -25,6 +25,14 @@ def test_two_claims_in_one_process_conflict_until_the_first_is_released(store: S
         assert first.is_lost()
 
 
+def test_a_beat_that_comes_after_the_release_does_not_take_it_back(local: Store) -> None:
+    on_another_machine(local)
+    local.put("_meta/claims/00000001/00000000.released", b"them")
+    beat(local, "them", 2)
+    with Claim(local, 1) as mine:
+        assert mine.epoch == 1
+
+
 def test_of_two_that_claim_at_once_one_goes_on(local: Store) -> None:
     def try_to_claim(_: int) -> bool:
         try:
@@ -58,9 +66,7 @@ def on_another_machine(store: Store, driver: str = "them") -> None:
 
 
 def beat(store: Store, driver: str, number: int) -> None:
-    store.put(
-        "_meta/claims/00000001/00000000.beat", orjson.dumps({"driver": driver, "beat": number, "released": False})
-    )
+    store.put("_meta/claims/00000001/00000000.beat", orjson.dumps({"driver": driver, "beat": number}))
 
 
 @pytest.fixture

@@ -137,6 +137,25 @@ def test_a_source_of_which_a_folder_cannot_be_listed_is_an_error_and_not_smaller
         list_source([address], "auto")
 
 
+GLOBS = ("part[1].jsonl", "why?.jsonl", "why[?].jsonl", "wh??.jsonl", "part[0-9].jsonl")
+
+
+def test_a_name_that_looks_like_a_glob_is_a_file_where_there_is_one(store: Store) -> None:
+    for key in ("part[1].jsonl", "part1.jsonl", "why?.jsonl", "whys.jsonl"):
+        store.put(key, key.encode())
+    names = {key: [f.uri.rpartition("/")[2] for f in list_source([store.uri_of(key)], "auto")] for key in GLOBS}
+    assert names == {
+        "part[1].jsonl": ["part[1].jsonl"],
+        "why?.jsonl": ["why?.jsonl"],
+        "why[?].jsonl": ["why?.jsonl"],
+        "wh??.jsonl": ["why?.jsonl", "whys.jsonl"],
+        "part[0-9].jsonl": ["part1.jsonl"],
+    }
+    (file,) = list_source([store.uri_of("part[1].jsonl")], "auto")
+    with open_source(file) as stream:
+        assert stream.read() == b"part[1].jsonl"
+
+
 def test_what_goes_while_it_is_listed_is_not_there(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("a/stays", "a/goes"):
         local.put_new(key, b"content")

@@ -44,7 +44,7 @@ class Claim:
         self._thread = threading.Thread(target=self._keep_beating, name="claim", daemon=True)
 
     def __enter__(self) -> Self:
-        self._write_beat(released=False)
+        self._write_beat()
         self._thread.start()
         return self
 
@@ -53,7 +53,8 @@ class Claim:
         self._thread.join(timeout=BEAT_SECONDS)
         with suppress(PipelineError):  # what ended the run is what must be told
             if not self.is_lost():
-                self._write_beat(released=True)
+                # A key of its own: a beat that is late on its way to the store must not take it back.
+                self.store.put(_released(self.folder, self.epoch), self.driver.encode())
 
     def is_lost(self) -> bool:
         """Whether another driver has taken a later epoch."""
@@ -70,9 +71,9 @@ class Claim:
         return epochs[-1] + 1
 
     def _is_alive(self, owner: dict[str, Any], epoch: int) -> bool:
-        first = self._read_beat(epoch)
-        if first.get("driver") == owner.get("driver") and first.get("released"):
+        if self.store.read(_released(self.folder, epoch)) == owner["driver"].encode():
             return False
+        first = self._read_beat(epoch)
         here = _process_identity()
         if owner.get("machine") == here["machine"]:
             return bool(_start_time(int(owner["pid"])) == owner["pid_start"])
@@ -90,15 +91,15 @@ class Claim:
         content = self.store.read(f"{self.folder}/{epoch:08d}.beat")
         return dict(orjson.loads(content)) if content else {}
 
-    def _write_beat(self, released: bool) -> None:
+    def _write_beat(self) -> None:
         self._beat += 1
-        beat = {"driver": self.driver, "beat": self._beat, "released": released}
+        beat = {"driver": self.driver, "beat": self._beat}
         self.store.put(f"{self.folder}/{self.epoch:08d}.beat", orjson.dumps(beat))
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                self._write_beat(released=False)
+                self._write_beat()
             except PipelineError:
                 continue  # a store that is down for a while is the run's own concern, and told there
 
@@ -129,17 +130,22 @@ def holder_of(store: Store, snapshot: int) -> Holder | None:
     content = store.read(epochs[-1]) if epochs else None
     if not content:
         return None
-    owner = orjson.loads(content)
-    beat_key = epochs[-1].removesuffix(".json") + ".beat"
-    first = orjson.loads(store.read(beat_key) or b"{}")
-    if first.get("driver") == owner["driver"] and first.get("released"):
+    owner, epoch = orjson.loads(content), int(Path(epochs[-1]).stem)
+    if store.read(_released(folder, epoch)) == owner["driver"].encode():
         return None
+    beat_key = f"{folder}/{epoch:08d}.beat"
+    first = orjson.loads(store.read(beat_key) or b"{}")
     if owner.get("machine") == _machine():
         is_alive = _start_time(int(owner["pid"])) == owner["pid_start"]
     else:
         time.sleep(1.5 * BEAT_SECONDS)
         is_alive = orjson.loads(store.read(beat_key) or b"{}") != first
     return Holder(owner["driver"], owner["host"], int(owner["pid"]), is_alive)
+
+
+def _released(folder: str, epoch: int) -> str:
+    """Return the key under which the driver of an epoch says that it has let go."""
+    return f"{folder}/{epoch:08d}.released"
 
 
 def _process_identity() -> dict[str, Any]:

@@ -83,14 +83,17 @@ def _list_one(uri: str, format: str) -> tuple[list[SourceFile], list[str]]:
 
 
 def _entries(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """List a file, folder or glob; the second value is the prefix below which names are judged."""
-    if any(character in path for character in "*?["):
-        found = patiently(lambda: filesystem.glob(path, detail=True), filesystem)
-        return cast(dict[str, dict[str, Any]], found), path[: min(path.find(c) for c in "*?[" if c in path)]
+    """List a file, folder or glob; the second value is the prefix below which names are judged.
+
+    A name is taken as it stands before it is taken for a glob: `part[1].parquet` is a file where there is one.
+    """
     try:
         info = patiently(lambda: filesystem.info(path), filesystem)
     except FileNotFoundError:
-        return {}, path
+        if not any(character in path for character in "*?["):
+            return {}, path
+        found = patiently(lambda: filesystem.glob(path, detail=True), filesystem)
+        return cast(dict[str, dict[str, Any]], found), path[: min(path.find(c) for c in "*?[" if c in path)]
     if info["type"] == "file" and not path.endswith("/"):
         return {path: info}, path
     found = patiently(lambda: filesystem.find(path, detail=True), filesystem)
