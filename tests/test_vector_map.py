@@ -103,6 +103,33 @@ def test_points_are_coloured_by_the_partition_and_explain_no_more_than_all(snaps
     assert drawn.rows == 1500
 
 
+def test_kept_columns_that_name_no_group_and_folders_of_odd_names_draw_a_page_too(tmp_path: Path) -> None:
+    rows, column = 40, "d=x/y"
+    kept = {
+        "tags": [["a", "b"]] * rows,
+        "map": pa.array([[("k", 1)]] * rows, pa.map_(pa.string(), pa.int64())),
+        "bytes": [b"\xff"] * rows,
+        "word": pa.array(["x", "y"] * (rows // 2)).dictionary_encode(),
+        column: ["p q", "r"] * (rows // 2),
+    }
+    names = [str(row) for row in range(rows)]
+    pq.write_table(pa.table({"id": names, "text": names} | kept), tmp_path / "a.parquet")
+    config = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(tmp_path / "*.parquet"), "keep_columns": list(kept)},
+        recipe={"model": "hashing://8"},
+        output={"uri": str(tmp_path / "out"), "partition_by": [column]},
+    )
+    run_in_process(config)
+    assert len(list(tmp_path.glob("out/reports/*.html"))) == 1
+    sample = read_vectors(open_snapshot(str(tmp_path / "out")))
+    assert sample is not None
+    assert {"word", column} == {*sample.rows.column_names} & kept.keys()
+    drawn = vector_map(sample)
+    assert drawn is not None
+    assert (drawn.column, sorted(drawn.groups)) == (column, ["p q", "r"])
+
+
 def test_two_directions_of_flat_vectors_explain_everything(snapshot: Snapshot) -> None:
     sample = read_vectors(snapshot)
     assert sample is not None

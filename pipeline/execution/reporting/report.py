@@ -19,7 +19,7 @@ ENCODER_BOUND = 0.8
 FASTER = {
     "read": "give reading more CPU workers, or bring the compute nearer to the source",
     "tokenize": "give tokenising more CPU workers",
-    "encode": "use a faster device or more encoders, or try a larger runtime.batch_tokens",
+    "encode": "use a faster device or more encoders; `python -m jobs tune` measures which settings are fastest",
     "write": "bring the compute nearer to the output, or store vectors smaller (recipe.stored)",
 }
 """What to turn when a stage sets the pace."""

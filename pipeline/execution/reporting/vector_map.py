@@ -16,6 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.execution.planning.plan import read_columns_of
 from pipeline.execution.verification.recount import shard_of
 from pipeline.schemas import TEXT
+from pipeline.storage.arrow_types import is_string_kind
 from pipeline.storage.filesystem import open_source
 from pipeline.storage.parquet import part_key
 from pipeline.storage.readers import read_shard
@@ -65,7 +66,7 @@ class VectorSample:
     """Some rows of a Snapshot, a few from each of some Parts."""
 
     rows: pa.Table
-    """`id`, the kept columns, `_shard` and `_block`; partitions as strings."""
+    """`id`, the kept columns that are of plain values, `_shard` and `_block`; all but the last as strings."""
     vectors_ND: NDArray[np.float32]
     snapshot: Snapshot
 
@@ -99,13 +100,22 @@ def _affordable(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _named(rows: pa.Table, part: dict[str, Any], snapshot: Snapshot) -> pa.Table:
     """Return the rows without their vectors, with the columns that their folder says."""
     _, _, *kept = snapshot.record.layout["columns"]
-    folders = dict(step.split("=", 1) for step in part["path"].split("/")[:-1])
+    steps = (step.partition("=") for step in part["path"].split("/")[:-1])
+    folders = {unquote(name): unquote(value) for name, _, value in steps}
     columns = {"id": rows["id"].cast(pa.string())}
     for name in kept:
-        value = unquote(folders[name]) if name in folders else None
-        columns[name] = pa.repeat(value, rows.num_rows) if name in folders else rows[name].cast(pa.string())
+        if name in folders:
+            columns[name] = pa.repeat(folders[name], rows.num_rows)
+        elif _is_plain(rows.schema.field(name).type):
+            columns[name] = rows[name].cast(pa.string())
     columns |= {"_shard": pa.repeat(part["shard_id"], rows.num_rows), "_block": pa.repeat(part["block"], rows.num_rows)}
     return pa.table(columns)
+
+
+def _is_plain(found: pa.DataType) -> bool:
+    """Whether values are such as people group by; lists, maps, bytes and the like are not."""
+    values = found.value_type if pa.types.is_dictionary(found) else found
+    return bool(pa.types.is_primitive(values) or is_string_kind(values))
 
 
 def vector_map(sample: VectorSample) -> VectorMap | None:
@@ -134,7 +144,7 @@ def _coloured_by(sample: VectorSample) -> tuple[str, list[str]]:
     _, _, *kept = sample.snapshot.record.layout["columns"]
     partitions = sample.snapshot.record.layout["partition_by"]
     rows = sample.rows.num_rows
-    counts = {name: len(sample.rows[name].unique()) for name in kept}
+    counts = {name: len(sample.rows[name].unique()) for name in kept if name in sample.rows.column_names}
     fitting = [name for name, count in counts.items() if 1 < count <= max(2, rows // 10)]
     if not fitting:
         return "", [""] * rows
