@@ -104,6 +104,17 @@ def by_polars(root: Path) -> dict[int, str]:
     return dict(frame.select("row", "label").iter_rows())
 
 
+def test_values_that_are_too_long_only_together_are_refused_and_no_other_row(bucket: str) -> None:
+    columns = ["a", "b", "c", "d"]
+    short, long = dict.fromkeys(columns, "x" * 170), dict.fromkeys(columns, "x" * 240)
+    (kept, rows), refused = split_by_partition(pa.Table.from_pylist([short, long]), columns)
+    assert (rows.to_pylist(), refused[0], refused[1].to_pylist()) == ([0], None, [1])
+    store = Store(f"s3://{bucket}/{'p' * 100}")
+    key = f"snapshots/00000001-{'0' * 32}/{kept}{'0' * 32}-00000.parquet"
+    assert store.put_new(key, b"content") is None
+    assert store.read(key) == b"content"
+
+
 def test_null_has_the_folder_that_every_tool_reads_as_null(tmp_path: Path) -> None:
     for row, value in enumerate([None, "a"]):
         folder = tmp_path / str(segment("label", value))

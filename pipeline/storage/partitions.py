@@ -12,6 +12,9 @@ NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 MAX_SEGMENT_BYTES = 255
 """Longest file name on common filesystems and S3 gateways."""
 
+MAX_FOLDER_BYTES = 720
+"""Of all partitions of a row together: an S3 key has 1,024, and the output, the snapshot and the file need theirs."""
+
 PLAIN = " !$&'()+,;@~-_."
 """ASCII besides letters and digits that stands as it is; all other ASCII is percent-encoded."""
 
@@ -77,4 +80,6 @@ def split_by_partition(table: pa.Table, columns: Sequence[str]) -> Iterator[tupl
         except (OverflowError, ValueError):  # a date before the year 1 or after 9999
             segments = [None]
         folder = None if None in segments else "".join(f"{name}/" for name in segments)
+        if folder is not None and len(folder.encode()) > MAX_FOLDER_BYTES:
+            folder = None
         yield folder, groups["__index_list"][row].values
