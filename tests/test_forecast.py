@@ -11,12 +11,13 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.plan import forecast_text
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, Runtime
 from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
 from pipeline.execution.planning.estimate import keep_forecast, kept_forecast
 from pipeline.execution.planning.model import describe
 from pipeline.execution.planning.plan import Plan, make_plan
-from pipeline.execution.sizing import corpus_sample, forecast
+from pipeline.execution.sizing import corpus_sample, forecast, start_up
 from pipeline.execution.sizing.corpus_sample import CorpusSample, expected, read_sample, relative_error, spread
 from pipeline.storage.filesystem import Store
 from tests.inline import run_inline
@@ -111,6 +112,7 @@ def test_hours_and_cost_follow_from_a_given_rate(config: JobConfig) -> None:
     assert f"{slow.tokens:,} of 4,800 rows" in text
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured_and_the_estimate_is_kept_for_the_report(
     config_path: str, config: JobConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,9 +123,28 @@ def test_this_machine_is_measured_and_the_estimate_is_kept_for_the_report(
     assert told["rows"] == told["estimate"]["rows"] == FILES * ROWS
     assert told["estimate"]["is_measured"]
     assert told["estimate"]["tokens_per_second"] > 0
+    assert 0 < told["estimate"]["seconds"]["start"] != start_up.START_SECONDS
+    assert told["estimate"]["seconds"]["finish"] > 0
+    assert start_up.ASSUMED not in told["estimate"]["notes"]
     report = run_inline(config)
     assert report.estimate == told["estimate"]
     assert report.cost == pytest.approx(3 * report.encoder_hours)
+
+
+def test_a_start_that_cannot_be_measured_here_is_said_to_be_assumed(config: JobConfig) -> None:
+    plan = planned(config)
+    assert start_up.ASSUMED in forecast.forecast(config, plan, tokens_per_second=100.0).notes
+    for_gpus = config.model_copy(update={"runtime": Runtime(encoders=2, gpus_per_encoder=1)})
+    with patch.object(start_up, "_measured", side_effect=ConfigError("no GPUs")):
+        around, notes = start_up.seconds_around(for_gpus, plan, is_here=True)
+    assert (around["start"], notes) == (start_up.START_SECONDS, [start_up.ASSUMED])
+
+
+def test_a_run_starts_as_the_last_one_of_its_output_did(config: JobConfig) -> None:
+    last = run_inline(config).seconds
+    around, notes = start_up.seconds_around(config, planned(config), is_here=True)
+    assert around == {"start": last["start"], "finish": last["publish"] + last.get("stop", 0.0)}
+    assert notes == []
 
 
 def test_an_estimate_of_other_work_is_not_taken_for_one_of_this_run(config: JobConfig) -> None:

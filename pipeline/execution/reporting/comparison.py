@@ -38,6 +38,7 @@ def compared(report: "RunReport") -> list[Compared]:
     figures: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
         ("Tokens", estimate["tokens"], report.tokens, thousands),
         ("Tokens per second", estimate["tokens"] / seconds["run"], report.tokens_per_second, thousands),
+        ("Time of the start", seconds["start"], report.seconds.get("start"), duration),
         ("Time of encoding", seconds["run"], report.seconds.get("run"), duration),
         ("Time in all", seconds["total"], report.seconds.get("total"), duration),
         ("Truncated texts", estimate["truncated_fraction"], truncated, percent),

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from pipeline.arrow import fixed_size_binary
@@ -17,20 +16,14 @@ from pipeline.encoder.vectors import to_stored
 from pipeline.errors import EncoderError
 from pipeline.execution.encode_stage import TRIAL_AFTER_SECONDS
 from pipeline.execution.planning.model import describe
-from pipeline.execution.planning.plan import Plan, looks_for_repeats
+from pipeline.execution.planning.plan import Plan
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts, tokenizer_spec
 from pipeline.execution.sizing.corpus_sample import CorpusSample, Seen, expected, read_sample, relative_error
+from pipeline.execution.sizing.start_up import look_seconds, seconds_around
 from pipeline.execution.sizing.trials import Lab, Setting, Trial
 from pipeline.execution.sizing.tune import BUSY_LOAD, WORTH_CHANGING, has_openvino, layout_of, recommended_rows
 from pipeline.execution.sizing.tune_texts import STORED_BYTES, Texts
 from pipeline.storage.parquet import serialise
-
-START_SECONDS = 12.0
-"""From the command to the first Block where no run of this output has told better: Ray, its workers, a small model
-(2026-11, two cores: 11 to 12 s)."""
-
-LOOK_SECONDS = 4.0
-"""What a look for repeated texts takes beyond the reading (2026-11, two cores)."""
 
 BUSY = "the machine was busy, at a load of {:.1f}: on a quiet one a run is faster"
 
@@ -69,7 +62,7 @@ class Forecast:
     padding_fraction: float
     encoders: int
     seconds: dict[str, float]
-    """Expected wall time of `start`, `run` and `total`."""
+    """Expected wall time of `start`, `look through`, `run`, `finish` and `total`."""
     encoder_hours: float
     price_per_hour: float | None
     """Of one encoder."""
@@ -131,13 +124,17 @@ def forecast(
         pace = _given(config, texts, tokens_per_second)
     part_bytes, write_seconds = _part_of(config, plan, description, sample)
     encoders = 1 if config.runtime.encoders == "auto" else config.runtime.encoders
-    seconds = _start_seconds(config, plan, sample, whole)
+    around, notes = seconds_around(config, plan, is_here=tokens_per_second is None)
+    seconds = {"start": around["start"], "look through": look_seconds(config, plan, sample, whole)}
     seconds["run"] = tokens / pace.tokens_per_second / encoders
     if pace.threads:  # on a CPU the stages around take their time from the encoders; beside a GPU they overlap
-        around = (sample.read_seconds + sample.tokenize_seconds) * whole.rows / rows_read + vectors * write_seconds
-        seconds["run"] += around / _cores()
+        beside = (sample.read_seconds + sample.tokenize_seconds) * whole.rows / rows_read + vectors * write_seconds
+        seconds["run"] += beside / _cores()
+    seconds["finish"] = around["finish"]
     seconds["total"] = sum(seconds.values())
-    held = seconds["total"] - seconds["look through"]
+    held = seconds["start"] + seconds["run"]
+    if tokens_per_second is None and load > BUSY_LOAD * _cores():
+        notes.append(BUSY.format(load))
     return Forecast(
         run_key=plan.run_key,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,7 +158,7 @@ def forecast(
         price_per_hour=price_per_hour,
         rows_per_part=config.output.rows_per_part if plan.parent else recommended_rows(texts, pace.best),
         batch_tokens=pace.best.batch_tokens,
-        notes=(BUSY.format(load),) if tokens_per_second is None and load > BUSY_LOAD * _cores() else (),
+        notes=tuple(notes),
         by_kind={kind: asdict(seen) for kind, seen in sample.by_kind.items()},
     )
 
@@ -214,19 +211,6 @@ def _budgets(config: JobConfig) -> list[int]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _start_seconds(config: JobConfig, plan: Plan, sample: CorpusSample, whole: Seen) -> dict[str, float]:
-    """Return how long a run starts, and looks for repeated texts: as the last one did, or by what was read."""
-    if plan.parent is not None:
-        report = orjson.loads(plan.parent.store.read(f"reports/{plan.parent.record.run_key}.json") or b"{}")
-        if "start" in report.get("seconds", {}):
-            spent = report["seconds"]
-            return {"start": spent["start"], "look through": spent.get("look through", 0.0)}
-    if not looks_for_repeats(config, plan):
-        return {"start": START_SECONDS, "look through": 0.0}
-    reading = sample.read_seconds * whole.bytes / sum(seen.bytes for seen in sample.by_kind.values())
-    return {"start": START_SECONDS, "look through": LOOK_SECONDS + reading / _cores()}
 
 
 def _part_of(config: JobConfig, plan: Plan, description: ModelDescription, sample: CorpusSample) -> tuple[float, float]:
