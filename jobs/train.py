@@ -3,11 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from jobs.comparison import compare_after, comparison_settings, score_before
 from pipeline.config_file import load_config
 from pipeline.optional import library
 from pipeline.units import counted, duration
 
 if TYPE_CHECKING:
+    from pipeline.evaluation.comparison import Comparison
     from pipeline.execution.train import TrainingPlan, TrainingResult
 
 PACKAGES = ("accelerate", "datasets", "pandas", "tensorboardX")
@@ -23,12 +25,15 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.execution.train import plan_training, train_model
 
     config = load_config(options.config, options.overrides)
+    plan = plan_training(config)
+    settings = comparison_settings(config)
     if options.dry_run:
-        plan = plan_training(config)
         print(orjson.dumps(plan_facts(plan)).decode() if options.json else plan_text(plan))
         return 0
+    before = score_before(config, settings) if settings else None
     result = train_model(config)
-    print(orjson.dumps(training_facts(result)).decode() if options.json else training_text(result))
+    compared = compare_after(config, settings, before, result.record) if settings and before else None
+    print(orjson.dumps(training_facts(result, compared)).decode() if options.json else training_text(result, compared))
     return 0
 
 
@@ -51,14 +56,18 @@ def plan_text(plan: "TrainingPlan") -> str:
     return "\n".join([f"{plan.base_name} would be trained for {steps}, into {training.uri}", *sets])
 
 
-def training_facts(result: "TrainingResult") -> dict[str, object]:
+def training_facts(result: "TrainingResult", compared: "Comparison | None") -> dict[str, object]:
     """Return what a machine reads."""
     outcome = "published" if result.is_new else "nothing to do"
-    return {"outcome": outcome, "model": result.uri, "seconds": round(result.seconds, 3), "training": result.record}
+    facts = {"outcome": outcome, "model": result.uri, "seconds": round(result.seconds, 3), "training": result.record}
+    if compared is None:
+        return facts
+    lines = (*compared.kinds, compared.average)
+    return facts | {"compared": {line.name: {"before": line.reference, "after": line.ours} for line in lines}}
 
 
-def training_text(result: "TrainingResult") -> str:
-    """Return what a person reads: how the loss went, and how to embed with the result."""
+def training_text(result: "TrainingResult", compared: "Comparison | None") -> str:
+    """Return what a person reads: how the loss went, what it is worth, and how to embed with the result."""
     losses = result.record["losses"]
     came = f"trained in {duration(result.seconds)}" if result.is_new else "stands; nothing to do"
     ends = f"{losses[0]['loss']:.3f} at step {losses[0]['step']}, {losses[-1]['loss']:.3f} at step {losses[-1]['step']}"
@@ -67,7 +76,14 @@ def training_text(result: "TrainingResult") -> str:
             f"Model {came}",
             f"  base        {result.record['base']['model']}",
             *([f"  loss        {ends}"] if losses else []),
+            *([_comparison_text(compared)] if compared else []),
             f"  folder      {result.uri}",
             f"  embed with  python -m jobs embed … recipe.model={result.uri}",
         ]
     )
+
+
+def _comparison_text(compared: "Comparison") -> str:
+    from pipeline.evaluation.trained_card import comparison_text
+
+    return comparison_text(compared)

@@ -275,6 +275,10 @@ class Training(Section):
     """Processes that share each batch; with GPUs one each."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 50
     """Steps after which a training can go on when it was killed."""
+    compare: bool = False
+    """Score the mini set of `evaluate --mini` with the model before and after (the extra `[evaluation]`), and put the
+    table into the README of the model's folder; the vectors are kept in `<uri>-compared`. With `evaluation.mirror` its
+    data is read from there, not made from packages."""
     seed: int = 0
     """Of the order of the examples, of dropout and of a new head."""
 

@@ -35,7 +35,7 @@ PIECE_BYTES = 16 * 2**20
 FAILURES = 3
 """Times that the workers start again from the last checkpoint within one command."""
 
-SPEED_ONLY = {"uri", "sets", "mini_batch_rows", "workers", "checkpoint_steps"}
+SPEED_ONLY = {"uri", "sets", "mini_batch_rows", "workers", "checkpoint_steps", "compare"}
 """Keys that do not decide what the trained model is; the sets count by their content."""
 
 
