@@ -173,7 +173,7 @@ def _run_lines(run: "Unfinished", now: float) -> list[str]:
         left = f", {duration(max(0.0, end - now))} left" if end is not None else ""
         lines.append(f"  pace        {thousands(rate)} tokens/s{left}")
     if last:
-        lines.append(f"  last sign   {duration(max(0.0, now - last.at_seconds))} ago")
+        lines.append(f"  journalled  {duration(max(0.0, now - last.at_seconds))} ago")
     return [*lines, *([f"  quarantine  {reasons_text(run.quarantined)}"] if run.quarantined else [])]
 
 

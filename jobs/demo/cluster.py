@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.demo.command import CONFIG, OUTPUT, upload
 from jobs.demo.fetch import fetch_model, fetch_reviews
+from jobs.demo.lifetime import die_with_parent
 from jobs.demo.local_cluster import LocalCluster, Offer
 from jobs.demo.local_s3 import local_s3
 from pipeline.errors import PipelineError
@@ -40,6 +41,8 @@ def _start(folder: Path, rows: int, once: bool) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if _running(folder):
         raise PipelineError(f"a cluster runs here already (process {_running(folder)}); make cluster-stop ends it")
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is to run in the background deaf to SIGINT
+        signal.signal(number, signal.default_int_handler)
     (folder / PID_FILE).write_text(str(os.getpid()))
     _say("1/4 fetching the model m3e-small and the reviews (89 + 38 MB the first time)")
     model, reviews = fetch_model(), fetch_reviews().slice(0, rows)
@@ -61,8 +64,7 @@ def _start(folder: Path, rows: int, once: bool) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        for name in (ENVIRONMENT_FILE, PID_FILE):
-            (folder / name).unlink(missing_ok=True)
+        _remove_traces(folder)
         _say("everything is stopped")
 
 
@@ -70,11 +72,12 @@ def _submit_demo(environment: dict[str, str]) -> int:
     _say(f"4/4 python -m jobs submit embed configs/{CONFIG.name}\n")
     inside = os.environ | environment
     jobs = [sys.executable, "-m", "jobs"]
-    code = subprocess.run([*jobs, "submit", "embed", str(CONFIG)], env=inside, check=False).returncode
-    _say(f"\n$ python -m jobs status {OUTPUT}")
-    subprocess.run([*jobs, "status", OUTPUT], env=inside, check=False)
-    _say("\n$ python -m jobs submit --list")
-    subprocess.run([*jobs, "submit", "--list"], env=inside, check=False)
+    code = 0
+    for words in (["submit", "embed", str(CONFIG)], ["status", OUTPUT], ["submit", "--list"]):
+        if words[1] != "embed":
+            _say(f"\n$ python -m jobs {' '.join(words)}")
+        ended = subprocess.run([*jobs, *words], env=inside, check=False, preexec_fn=die_with_parent())
+        code = code or ended.returncode
     return code
 
 
@@ -99,6 +102,11 @@ def _write_environment(path: Path, environment: dict[str, str]) -> None:
         file.write("\n".join(lines) + "\n")
 
 
+def _remove_traces(folder: Path) -> None:
+    for name in (ENVIRONMENT_FILE, PID_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _running(folder: Path) -> int | None:
     """Return the process that keeps a cluster over this folder."""
     try:
@@ -114,12 +122,13 @@ def _stop(folder: Path) -> int:
     if pid is None:
         _say("no cluster runs here")
         return 0
-    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while _running(folder):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)  # what it has started ends with it
         time.sleep(0.2)
+    _remove_traces(folder)
     _say("everything is stopped")
     return 0
 
