@@ -31,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         import orjson
 
-        sys.stdout.write(orjson.dumps(report.to_json() | {"expired": expired}).decode() + "\n")
+        from pipeline.execution.reporting.report import report_facts
+
+        sys.stdout.write(orjson.dumps(report_facts(report) | {"expired": expired}).decode() + "\n")
         return 0
     print_summary(report, sys.stdout)
     if expired["removed"]:

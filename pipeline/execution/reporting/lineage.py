@@ -2,11 +2,10 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from pipeline.execution.reporting.metrics import RunReport
+from pipeline.execution.reporting.metrics import RunReport
 
 PRODUCER = "urn:batch-embeddings"
 SPEC = "https://openlineage.io/spec"
@@ -14,7 +13,7 @@ EVENT_SCHEMA = f"{SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent"
 EVENT_TYPES = {"published": "COMPLETE", "nothing_to_do": "COMPLETE", "failed": "FAIL"}
 
 
-def run_event(report: "RunReport") -> dict[str, Any]:
+def run_event(report: RunReport) -> dict[str, Any]:
     """Return the RunEvent that ends a run (OpenLineage 2-0-2): its sources, its output, and how many rows and bytes.
 
     The run's id follows from its key and the time of its start, so that the same report gives the same event.
@@ -43,7 +42,7 @@ def run_event(report: "RunReport") -> dict[str, Any]:
     }
 
 
-def _input(report: "RunReport", uri: str) -> dict[str, Any]:
+def _input(report: RunReport, uri: str) -> dict[str, Any]:
     namespace, name = _dataset_name(uri)
     source = _facet("DatasourceDatasetFacet", "1-0-1", name=namespace, uri=uri)
     dataset: dict[str, Any] = {"namespace": namespace, "name": name, "facets": {"dataSource": source}}
@@ -53,7 +52,7 @@ def _input(report: "RunReport", uri: str) -> dict[str, Any]:
     return dataset
 
 
-def _output(report: "RunReport") -> dict[str, Any]:
+def _output(report: RunReport) -> dict[str, Any]:
     namespace, name = _dataset_name(report.output_uri)
     source = _facet("DatasourceDatasetFacet", "1-0-1", name=namespace, uri=report.folder or report.output_uri)
     facets = {"dataSource": source}

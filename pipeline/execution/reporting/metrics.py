@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.encoder.engines import EngineChoice
-from pipeline.execution.reporting.lineage import run_event
 from pipeline.records import BlockReceipt
 
 Outcome = Literal["published", "nothing_to_do", "failed"]
@@ -227,5 +226,4 @@ class RunReport:
             "encoder_busy": self.encoder_busy,
             "encoder_hours": self.encoder_hours,
             "cost": self.cost,
-            "lineage": run_event(self),
         }

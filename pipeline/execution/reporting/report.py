@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.execution.reporting.comparison import compared
+from pipeline.execution.reporting.lineage import run_event
 from pipeline.execution.reporting.report_tables import equation, facts, key_figures, moment, plain
 from pipeline.units import byte_size, counted, duration, percent, thousands
 
@@ -25,11 +26,16 @@ FASTER = {
 """What to turn when a stage sets the pace."""
 
 
+def report_facts(report: "RunReport") -> dict[str, Any]:
+    """Return the report as plain JSON values, fields in the order of RunReport, the event for lineage last."""
+    return report.to_json() | {"lineage": run_event(report)}
+
+
 def report_json(report: "RunReport") -> bytes:
-    """Return the report as indented JSON, fields in the order of RunReport."""
+    """Return the report as indented JSON."""
     import orjson
 
-    return orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(report_facts(report), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def headline(report: "RunReport") -> str:
