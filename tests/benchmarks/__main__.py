@@ -22,6 +22,7 @@ from tests.benchmarks import (
     peers,
     planning,
     reading_writing,
+    search,
     submitted,
 )
 from tests.benchmarks.chart import write_chart
@@ -65,6 +66,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
         "nights": lambda: nights.measure(folder, options.rows or 100_000),
         "renamed": lambda: nights.measure_renamed(folder, options.rows or 5_000_000),
         "planning": lambda: planning.measure(folder),
+        "search": lambda: search.measure(folder, search.DOCUMENTS if options.full else options.rows or 12_000),
         "data-plane": lambda: data_plane.measure(folder, rounds or 3),
         "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
         "submitted": lambda: submitted.measure(folder, rounds or 3),
