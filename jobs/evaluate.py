@@ -71,6 +71,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     library("mteb", "evaluation", "evaluate")
     from pipeline.evaluation.collect import collect, embedding_config
     from pipeline.evaluation.gate import drops
+    from pipeline.evaluation.page import evaluation_html, write_page
     from pipeline.evaluation.report import baseline_points, points_of, read_card, write_canary, write_report
     from pipeline.evaluation.score import score
     from pipeline.evaluation.tasks import chosen_tasks
@@ -90,6 +91,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     if scored.scored and config.recipe.compute == config.recipe.stored == "float32":
         write_canary(store, collected, scored, snapshot)
     found = drops(points_of(scored, collected), before, settings.max_drop) if before else []
+    write_page(store, scored.name, evaluation_html(scored, snapshot, comparison, before, found))
     folder = store.uri_of(f"reports/{scored.name}")
     facts = {
         "outcome": "evaluated",
@@ -146,4 +148,4 @@ def _text(facts: dict[str, Any], scored: "Scored", comparison: "Comparison | Non
         lines += ["", comparison_markdown(comparison)]
     if found:
         lines += ["Gate", drops_text(found)]
-    return "\n".join([*lines, f"  report      {facts['folder']}"])
+    return "\n".join([*lines, f"  report      {facts['folder']}/report.html"])

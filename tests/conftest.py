@@ -12,6 +12,7 @@ import pytest
 from jobs.demo.fetch import fetch_model, fetch_reviews
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline.storage.filesystem import Store
+from tests.browsing import Browse, looking
 from tests.running import leading_to
 
 _bucket_numbers = itertools.count(1)
@@ -43,6 +44,12 @@ def m3e_small() -> Path:
 def reviews() -> pa.Table:
     """The 17,410 distinct Chinese reviews: id, text, label."""
     return fetch_reviews()
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Return what Chromium makes of a page: its DOM, and what it wrote to the console."""
+    return looking(tmp_path)
 
 
 @pytest.fixture(params=["local", "s3"])

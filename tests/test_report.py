@@ -1,14 +1,9 @@
 """The report page: what it says, that it is whole, safe and drawn."""
 
-import html.parser
 import json
 import re
-import shutil
-import struct
 import subprocess
 import sys
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,56 +24,13 @@ from pipeline.execution.reporting.report import (
     sentence,
 )
 from pipeline.execution.reporting.vector_map import Neighbours
+from tests.browsing import PAPERS, Browse, first_pixel, text_of
 from tests.example_report import example_map, example_report
-
-BROWSER_ARGUMENTS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--enable-logging=stderr", "--v=0"),
-]
-"""`--v=0` brings what a page writes to its console to stderr, marked CONSOLE."""
-
-Browse = Callable[..., tuple[str, list[str]]]
-
-DARK = "--blink-settings=preferredColorScheme=0"
-"""The only switch that makes headless Chromium (156, tried 2026-10) answer `prefers-color-scheme: dark`."""
-
-
-def find_browser() -> str | None:
-    """Return a Chromium to look at pages with, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
     return render_html(example_report(), example_map())
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Browse:
-    """Return what Chromium makes of a page: its DOM, and what it wrote to the console."""
-    browser = find_browser()
-    if browser is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
-
-    def look(page: str, *arguments: str) -> tuple[str, list[str]]:
-        path = tmp_path / "report.html"
-        path.write_text(page, "utf-8")
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [browser, *BROWSER_ARGUMENTS, profile, *arguments, "--dump-dom", path.as_uri()]
-        seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return seen.stdout, [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
-
-    return look
-
-
-def text_of(page: str) -> str:
-    """Return the text a reader sees, white space folded."""
-    pieces: list[str] = []
-    parser = html.parser.HTMLParser()
-    parser.handle_data = pieces.append  # type: ignore[assignment, method-assign]
-    parser.feed(re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
-    return " ".join(" ".join(pieces).split())
 
 
 def test_the_page_says_what_came_of_the_run_and_of_every_row(page: str) -> None:
@@ -270,18 +222,7 @@ def test_the_complaints_of_a_page_would_be_seen(page: str, browse: Browse) -> No
     assert "Content Security Policy" in "".join(browse(broken)[1])
 
 
-def first_pixel(png: bytes) -> tuple[int, ...]:
-    """Return red, green, blue of a PNG's upper left corner, which no row filter changes."""
-    chunks: dict[bytes, bytes] = {}
-    position = 8
-    while position < len(png):
-        length, kind = struct.unpack_from(">I4s", png, position)
-        chunks[kind] = chunks.get(kind, b"") + png[position + 8 : position + 8 + length]
-        position += 12 + length
-    return tuple(zlib.decompress(chunks[b"IDAT"])[1:4])
-
-
-@pytest.mark.parametrize(("arguments", "paper"), [((), (251, 250, 248)), ((DARK,), (19, 21, 24))])
+@pytest.mark.parametrize(("arguments", "paper"), PAPERS)
 def test_the_page_follows_the_theme_of_the_reader(
     page: str, browse: Browse, tmp_path: Path, arguments: tuple[str, ...], paper: tuple[int, ...]
 ) -> None:

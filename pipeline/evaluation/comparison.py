@@ -93,13 +93,18 @@ def comparison_markdown(comparison: Comparison) -> str:
         (line.name, line.metric, *map(_points, (line.ours, line.reference, line.difference)), "; ".join(line.flags))
         for line in lines
     ]
+    return f"{table_of(columns, rows)}\n\n{comparison_notes(comparison)}\n"
+
+
+def comparison_notes(comparison: Comparison) -> str:
+    """Return what is to be known of all lines."""
     whole = len([line for line in comparison.tasks if line.reference is not None]) == len(CARD_TASKS)
     notes = [
         "" if whole else f"Not all {len(CARD_TASKS)} tasks of the card: the mean is no C-MTEB score. ",
         "Vectors of length 1. " if comparison.normalized else "Vectors are not normalised, those of the card were. ",
         "Differences below 0.05 points mean nothing: the card was computed in half precision.",
     ]
-    return f"{table_of(columns, rows)}\n\n{''.join(notes)}\n"
+    return "".join(notes)
 
 
 def _mean(name: str, metric: str, lines: Sequence[Line]) -> Line:

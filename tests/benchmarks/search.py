@@ -1,4 +1,4 @@
-"""Exact search as an evaluation does it: from the Parts to what mteb is given, its time, its memory and its exactness."""
+"""Exact search as an evaluation does it, from the Parts to what mteb is given: time, memory and exactness."""
 
 import json
 import resource

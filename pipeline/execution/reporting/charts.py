@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.execution.reporting.metrics import STAGES, TOKEN_BUCKETS
+from pipeline.page import HEIGHT, WIDTH, svg_of
 from pipeline.units import duration, percent, short_count
 
 if TYPE_CHECKING:
     import altair as alt
-
-WIDTH, HEIGHT = 430, 190
-"""Pixels of a drawing's inner plane; the page scales it to its column."""
 
 MOST_INTERVALS = 48
 """Bars of the throughput chart: enough to see a stall, few enough to see a trend."""
@@ -103,10 +101,10 @@ def throughput_svg(timeline: Timeline, average: float) -> str | None:
     steps = [(stretch["start"], stretch["rate"]) for stretch in stretches]
     area = _area([*steps, (stretches[-1]["end"], stretches[-1]["rate"])], "step-after")
     if average <= 0:
-        return _svg(area, "Tokens encoded per second, over the run")
+        return svg_of(area, "Tokens encoded per second, over the run")
     mean = alt.Chart(alt.InlineData(values=[{"done": average}])).encode(y="done:Q")
     rule = mean.mark_rule(color="var(--ink)", strokeDash=[3, 4], strokeWidth=1)
-    return _svg(area + rule, "Tokens encoded per second, over the run")
+    return svg_of(area + rule, "Tokens encoded per second, over the run")
 
 
 def rows_svg(timeline: Timeline) -> str | None:
@@ -115,7 +113,7 @@ def rows_svg(timeline: Timeline) -> str | None:
         return None
     step = max(1, len(timeline) // 200)
     points = [*timeline[:-1:step], timeline[-1]]
-    return _svg(_area([(seconds, rows) for seconds, rows, _ in points], "linear"), "Rows done, over the run")
+    return svg_of(_area([(seconds, rows) for seconds, rows, _ in points], "linear"), "Rows done, over the run")
 
 
 def histogram_svg(histogram: Sequence[int]) -> str | None:
@@ -132,7 +130,7 @@ def histogram_svg(histogram: Sequence[int]) -> str | None:
     width = min(56, round(0.86 * WIDTH / len(buckets)))
     bars = base.mark_bar(color="var(--accent)", size=width, cornerRadiusEnd=2)
     counts = base.mark_text(dy=-8, color="var(--muted)", fontSize=11).encode(text="label:N")
-    return _svg(bars + counts, "Rows by tokens per row")
+    return svg_of(bars + counts, "Rows by tokens per row")
 
 
 def stages_svg(stage_seconds: dict[str, float], waited: float = 0.0) -> str | None:
@@ -161,7 +159,7 @@ def stages_svg(stage_seconds: dict[str, float], waited: float = 0.0) -> str | No
     )
     bars = base.mark_bar(height=26, cornerRadiusEnd=2).encode(color=alt.Color("colour:N", scale=None))
     labels = base.mark_text(align="left", dx=7, color="var(--ink)", fontSize=13).encode(text="label:N")
-    return _svg(bars + labels, "Seconds per stage, summed over all workers")
+    return svg_of(bars + labels, "Seconds per stage, summed over all workers")
 
 
 def map_svg(points: Sequence[tuple[float, float, str]], groups: Sequence[str]) -> str:
@@ -178,7 +176,7 @@ def map_svg(points: Sequence[tuple[float, float, str]], groups: Sequence[str]) -
     plane = alt.Chart(alt.InlineData(values=values)).mark_circle(size=34, opacity=0.55)
     hidden: dict[str, Any] = {"axis": None, "scale": alt.Scale(zero=False, nice=False, padding=8)}
     drawn = plane.encode(x=alt.X("x:Q", **hidden), y=alt.Y("y:Q", **hidden), color=alt.Color("colour:N", scale=None))
-    return _svg(drawn, "A sample of the vectors on their two main directions", width=2 * WIDTH, height=2 * HEIGHT)
+    return svg_of(drawn, "A sample of the vectors on their two main directions", width=2 * WIDTH, height=2 * HEIGHT)
 
 
 def _area(points: Sequence[tuple[float, float]], interpolate: Literal["linear", "step-after"]) -> "alt.Chart":
@@ -201,30 +199,4 @@ def load_drawing() -> None:
     """Draw something, so that later charts need not wait for the second that their packages take to load."""
     import altair as alt
 
-    _svg(alt.Chart({"values": [{"one": 1}]}).mark_point().encode(x="one:Q"), "nothing")
-
-
-def _svg(chart: "alt.LayerChart | alt.Chart", description: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    """Render a chart to an SVG element; colours stay CSS variables, so that one serves both themes."""
-    import vl_convert
-
-    spec = (
-        chart.properties(width=width, height=height, background="transparent")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="var(--muted)",
-            titleColor="var(--muted)",
-            gridColor="var(--rule)",
-            labelFontSize=11,
-            titleFontSize=11,
-            titleFontWeight="normal",
-            titlePadding=10,
-            ticks=False,
-            domain=False,
-            labelPadding=6,
-        )
-        .configure_axisX(domain=True, domainColor="var(--axis)")
-        .to_dict()
-    )
-    svg = vl_convert.vegalite_to_svg(spec)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+    svg_of(alt.Chart({"values": [{"one": 1}]}).mark_point().encode(x="one:Q"), "nothing")

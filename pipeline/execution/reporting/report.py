@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from pipeline.execution.reporting.comparison import compared
 from pipeline.execution.reporting.lineage import run_event
 from pipeline.execution.reporting.report_tables import equation, facts, key_figures, moment, plain
-from pipeline.units import byte_size, counted, duration, percent, thousands
+from pipeline.page import rendered
+from pipeline.units import counted, duration, percent, thousands
 
 if TYPE_CHECKING:
     from pipeline.execution.reporting.metrics import RunReport
@@ -128,16 +129,10 @@ def render_html(
         vectors: a sample of what was published, to draw.
         neighbours: texts to show; without them no text stands in the page.
     """
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
-
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(bytes=byte_size, thousands=thousands, duration=duration, percent=percent)
     from pipeline.execution.reporting import charts
 
-    template = page.from_string(files("pipeline.execution.reporting").joinpath("report.html.jinja").read_text("utf-8"))
-    return template.render(
+    return rendered(
+        "execution/reporting/report.html.jinja",
         report=report,
         headline=headline(report),
         sentence=sentence(report),
