@@ -75,6 +75,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     from pipeline.evaluation.report import baseline_points, points_of, read_card, write_canary, write_report
     from pipeline.evaluation.score import score
     from pipeline.evaluation.tasks import chosen_tasks
+    from pipeline.execution.calibrating import calibrated
     from pipeline.storage.filesystem import Store
     from pipeline.storage.snapshots import open_snapshot
 
@@ -83,7 +84,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     before = baseline_points(baseline) if baseline else None
     store, tasks = Store(settings.uri), chosen_tasks(settings.tasks)
     collected = collect(store, tasks, mirror_of(settings))
-    job = embedding_config(config, settings, collected)
+    job = embedding_config(calibrated(config), settings, collected)
     report = worked(job)
     snapshot = open_snapshot(job.output.uri)
     scored = score(store, collected, snapshot, _tell)

@@ -84,7 +84,10 @@ class Recipe(Section):
     """Scale every vector to length 1."""
     compute: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     """Number type of the model's matrix products, and on a GPU of all of its body; pooling and what follows is always
-    float32."""
+    float32. int8 is for CPUs (OpenVINO; the extra `[int8]`): the model is quantised once, on texts of the source."""
+    calibration: Uri | None = None
+    """Only for `compute: int8`: the calibration of another output, `<output.uri>/_meta/calibrations/<its name>`; null =
+    this output's own, made by its first run and used by all that follow."""
     stored: Literal["float32", "float16", "int8", "binary"] = "float32"
     """Number type of the vector column; int8 comes with a scale per row, binary keeps the signs only."""
     trust_remote_code: bool = False
@@ -103,8 +106,10 @@ class Recipe(Section):
             )
         if self.long_text == "chunk" and self.model.startswith("hashing://"):
             raise ValueError("long_text: chunk needs a model with a tokenizer, which hashing:// is not")
-        if self.compute == "int8":
-            raise ValueError("compute: int8 needs a calibrated engine, which this version does not have; use bfloat16")
+        if self.compute == "int8" and self.model.startswith("hashing://"):
+            raise ValueError("compute: int8 needs a model that can be quantised, which hashing:// is not")
+        if self.calibration and self.compute != "int8":
+            raise ValueError("calibration needs compute: int8")
         return self
 
 
@@ -137,10 +142,11 @@ class Runtime(Section):
     encoder_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Custom Ray resources that an encoder holds, such as `{accelerator: 1}`: encoders run only on nodes that offer
     them, as many as there is room for with auto; the other stages run anywhere."""
-    engine: Literal["auto", "torch", "torch-compile", "openvino"] = "auto"
-    """What computes the forward pass: torch, its compiler for the layers of the model, or OpenVINO (CPU, float32 and
-    bfloat16; the extra `[openvino]`). auto = torch; an encoder that has encoded for a minute then tries another one, on
-    a GPU torch-compile, on a CPU OpenVINO, and goes on with the faster."""
+    engine: Literal["auto", "torch", "torch-compile", "openvino", "onnx"] = "auto"
+    """What computes the forward pass: torch, its compiler for the layers of the model, OpenVINO (CPU, float32,
+    bfloat16 and int8; the extra `[openvino]`) or ONNX Runtime (CPU, float32; the extra `[onnx]`). auto = torch, for
+    int8 OpenVINO; an encoder that has encoded for a minute then tries others, on a GPU torch-compile, on a CPU OpenVINO
+    and in float32 ONNX Runtime, and goes on with the fastest."""
     look_for_repeats: bool | Literal["auto"] = "auto"
     """Read the source once before encoding, so that a text that stands in several Blocks is encoded once; auto = for
     every model but hashing://, whose vectors cost less than the look."""
@@ -352,6 +358,8 @@ class JobConfig(Section):
             raise ValueError(
                 f"output.uri lies in source.uri ({around[0]}): the next run would read its own output; move one of them"
             )
+        if self.recipe.compute == "int8" and self.runtime.engine not in ("auto", "openvino"):
+            raise ValueError(f"recipe.compute: int8 needs runtime.engine: openvino, not {self.runtime.engine}")
         if self.runtime.batch_tokens < self.recipe.max_tokens:
             raise ValueError(
                 f"runtime.batch_tokens is {self.runtime.batch_tokens}, below recipe.max_tokens "

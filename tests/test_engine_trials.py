@@ -111,13 +111,20 @@ def test_a_long_run_tries_the_engines_once_and_its_vectors_stay_the_same(
     config = config_of(tmp_path, headed, "auto")
     report = run_in_process(config)
     (choice,) = report.engine_choices
-    assert choice.tokens_per_second.keys() == {"torch", "openvino"}
+    assert choice.tokens_per_second.keys() == {"torch", *engines.engines_to_try("float32", is_cpu=True)}
     assert choice.passed_over == {}
     assert (report.embedded, report.quarantined) == (60, 0)
     found = published_in_process(config).to_table()
     assert found["id"].to_pylist() == expected["id"].to_pylist()
     ours_ND, theirs_ND = (np.stack(table["embedding"].to_numpy()) for table in (found, expected))
     assert cosines(ours_ND, theirs_ND).min() >= 0.999999
+
+
+def test_only_engines_of_the_same_number_type_are_tried() -> None:
+    pytest.importorskip("onnxruntime")
+    tried = {compute: engines.engines_to_try(compute, is_cpu=True) for compute in ("float32", "bfloat16")}
+    assert tried == {"float32": ("openvino", "onnx"), "bfloat16": ("openvino",)}
+    assert engines.engines_to_try("float32", is_cpu=False) == ("torch-compile",)
 
 
 def test_a_short_run_tries_nothing(headed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from transformers.activations import ACT2FN
 
-from pipeline.encoder import openvino_body
+from pipeline.encoder import onnx_body, openvino_body
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.prepacked import prepack
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
@@ -55,24 +55,34 @@ def headed(m3e_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-@pytest.mark.parametrize(("compute", "least"), [("float32", 0.999999), ("bfloat16", 0.9999)])
+PACKAGE = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "compute", "least"),
+    [(engine, "float32", 0.999999) for engine in PACKAGE] + [(e, "bfloat16", 0.9999) for e in ("torch", "openvino")],
+)
 def test_every_engine_stays_within_the_precision_of_the_recipe(
     m3e_small: Path, theirs: NDArray[np.float32], compute: str, least: float, engine: str
 ) -> None:
-    pytest.importorskip(engine)
+    pytest.importorskip(PACKAGE[engine])
+    if (engine, compute) == ("openvino", "bfloat16") and "BF16" not in openvino_body.abilities():
+        pytest.skip("this CPU has no arithmetic for bfloat16")
     vectors_ND = encoded(m3e_small, compute, engine)
     assert (vectors_ND.dtype.name, vectors_ND.shape) == ("float32", theirs.shape)
     assert cosines(vectors_ND, theirs).min() >= least
 
 
 def test_pooling_and_head_are_the_models_own_whatever_computes_the_body(headed: Path) -> None:
-    pytest.importorskip("openvino")
     tokens = tokens_of([8, 8, 90, 31], seed=2)
-    by_engine = {e: encoded(headed, "float32", e, tokens, prompt="查询：") for e in ("torch", "openvino")}
-    assert by_engine["openvino"].shape == (4, 24)
-    assert cosines(by_engine["openvino"], by_engine["torch"]).min() >= 0.999999
-    assert cosines(by_engine["openvino"], encoded(headed, "float32", "torch", tokens)).min() < 0.9999
+    exact_ND = encoded(headed, "float32", "torch", tokens, prompt="查询：")
+    without_prompt_ND = encoded(headed, "float32", "torch", tokens)
+    for engine in ("openvino", "onnx"):
+        pytest.importorskip(PACKAGE[engine])
+        vectors_ND = encoded(headed, "float32", engine, tokens, prompt="查询：")
+        assert vectors_ND.shape == (4, 24)
+        assert cosines(vectors_ND, exact_ND).min() >= 0.999999
+        assert cosines(vectors_ND, without_prompt_ND).min() < 0.9999
 
 
 def test_a_number_type_that_openvino_does_not_compute_in_is_refused_and_not_replaced(
@@ -87,25 +97,36 @@ def test_a_number_type_that_openvino_does_not_compute_in_is_refused_and_not_repl
         SentenceTransformerEncoder(str(headed), "bfloat16", engine="openvino")
 
 
+def test_onnx_refuses_every_number_type_but_float32(headed: Path) -> None:
+    for compute in ("bfloat16", "float16", "int8"):
+        with pytest.raises(EncoderError, match=rf"onnx does not compute in {compute}.*engine: torch"):
+            SentenceTransformerEncoder(str(headed), compute, engine="onnx")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_an_engine_that_is_not_installed_is_told_with_the_extra_that_brings_it(
-    headed: Path, monkeypatch: pytest.MonkeyPatch
+    headed: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(EncoderError, match=r"not installed.*\[openvino\]"):
-        SentenceTransformerEncoder(str(headed), "float32", engine="openvino")
+    monkeypatch.setitem(sys.modules, PACKAGE[engine], None)
+    with pytest.raises(EncoderError, match=rf"not installed.*\[{engine}\]"):
+        SentenceTransformerEncoder(str(headed), "float32", engine=engine)
 
 
-def test_a_conversion_that_gives_other_vectors_is_refused(headed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino")
-    body: Callable[..., Any] = openvino_body.OpenVinoBody.__call__
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_a_conversion_that_gives_other_vectors_is_refused(
+    headed: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(PACKAGE[engine])
+    kind: Any = {"openvino": openvino_body.OpenVinoBody, "onnx": onnx_body.OnnxBody}[engine]
+    body: Callable[..., Any] = kind.__call__
 
     def shifted(self: Any, features: dict[str, Any]) -> dict[str, Any]:
         features = body(self, features)
         return features | {"token_embeddings": features["token_embeddings"].roll(1, 2)}
 
-    monkeypatch.setattr(openvino_body.OpenVinoBody, "__call__", shifted)
+    monkeypatch.setattr(kind, "__call__", shifted)
     with pytest.raises(EncoderError, match="gives other vectors of this model than torch"):
-        SentenceTransformerEncoder(str(headed), "float32", engine="openvino")
+        SentenceTransformerEncoder(str(headed), "float32", engine=engine)
 
 
 ACTIVATIONS = [torch.nn.GELU(), torch.nn.GELU("tanh"), *(ACT2FN[name] for name in ("gelu", "gelu_new", "silu"))]
@@ -128,6 +149,8 @@ class FeedForward(torch.nn.Module):  # type: ignore[misc]
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def test_prepacked_layers_give_what_the_layers_gave(activation: Any, dtype: Any, error: float) -> None:
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no arithmetic for bfloat16")
     torch.manual_seed(3)
     body = FeedForward(activation).to(dtype)
     inputs = torch.randn(3, 5, 48, dtype=dtype)

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -22,6 +23,24 @@ A GPU is at its pace with the batches of the run only."""
 
 WORTHWHILE = 1.03
 """An engine that is not faster by this factor than the one at work does not take its place."""
+
+
+def first_engine(asked: str, compute: str) -> str:
+    """Return the engine that an encoder begins with, and for int8 stays with.
+
+    Args:
+        asked: `runtime.engine`.
+        compute: `recipe.compute`.
+    """
+    return ("openvino" if compute == "int8" else "torch") if asked == "auto" else asked
+
+
+def engines_to_try(compute: str, is_cpu: bool) -> tuple[str, ...]:
+    """Return the engines beside torch that may be faster on a device, in this number type."""
+    if not is_cpu:
+        return ("torch-compile",)
+    has_onnx = compute == "float32" and find_spec("onnxruntime") is not None
+    return ("openvino", "onnx") if has_onnx else ("openvino",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,32 +1,35 @@
 """The Transformer module of a model, compiled by OpenVINO for the CPU at hand."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from pipeline.encoder.traced import TokenEmbeddings, ragged_example
 from pipeline.errors import EncoderError
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Number types that OpenVINO computes in on a CPU, by their names there."""
 
+NEEDED = {"float32": "FP32", "bfloat16": "BF16", "int8": "INT8"}
+"""What OpenVINO says of a CPU that has arithmetic for a number type."""
+
 
 class OpenVinoBody:
     """Takes the features that a Transformer module takes, and gives what it gives: a vector per token, in float32.
 
-    Its own front end converts the module, as it stands in memory; the converter above it, `openvino.convert_model`,
-    gives the same graph but may report its use to its maker.
-
     Args:
-        transformer: the module, in float32.
-        compute: float32 | bfloat16.
+        model: the module as OpenVINO has it: `converted`, or read from a file.
+        compute: float32 | bfloat16; of an int8 model, the number type of what is not quantised.
         threads: CPU threads; 0 leaves the default.
 
     Raises:
-        EncoderError: OpenVINO is not installed, does not compute in this number type, or cannot convert the module.
+        EncoderError: OpenVINO is not installed, does not compute in this number type, or cannot compile the model.
     """
 
-    def __init__(self, transformer: Any, compute: str, threads: int) -> None:
+    def __init__(self, model: Any, compute: str, threads: int) -> None:
         import openvino
 
         settings = {
@@ -36,11 +39,8 @@ class OpenVinoBody:
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            self._compiled = openvino.Core().compile_model(_converted(transformer), "CPU", settings)
-        except RuntimeError as error:
-            why = " ".join(str(error).split())[:300]
-            raise EncoderError(f"runtime.engine: openvino cannot convert this model: {why}") from error
+        with _told_in_a_line():
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._request = self._compiled.create_infer_request()
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
@@ -56,44 +56,73 @@ def number_type(compute: str) -> str:
     Raises:
         EncoderError: it has none, or OpenVINO is not installed.
     """
+    check_arithmetic(compute)
+    return HINTS[compute]
+
+
+def check_arithmetic(compute: str) -> None:
+    """Refuse a number type, float32, bfloat16 or int8, that this CPU has no arithmetic for.
+
+    Raises:
+        EncoderError: it has none, or OpenVINO is not installed.
+    """
+    if NEEDED.get(compute, "none") not in abilities():
+        raise EncoderError(
+            f"runtime.engine: openvino does not compute in {compute} on this CPU and would take another number type in "
+            "its place; use runtime.engine: torch" + (" and another recipe.compute" if compute == "int8" else "")
+        )
+
+
+def abilities() -> list[str]:
+    """Return what this CPU has arithmetic for, by OpenVINO's names.
+
+    Raises:
+        EncoderError: OpenVINO is not installed.
+    """
     try:
         import openvino
     except ImportError as error:
         raise EncoderError(
             "runtime.engine: openvino is not installed where the encoders run; install the extra [openvino]"
         ) from error
-    abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if compute not in HINTS or (compute == "bfloat16" and "BF16" not in abilities):
-        raise EncoderError(
-            f"runtime.engine: openvino does not compute in {compute} on this CPU and would take another number type in "
-            "its place; use runtime.engine: torch"
-        )
-    return HINTS[compute]
+    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-class _TokenEmbeddings(torch.nn.Module):  # type: ignore[misc]
-    """A Transformer module as a function of tensors."""
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        features = {"input_ids": input_ids, "attention_mask": attention_mask, "modality": "text"}
-        return self.transformer(features)["token_embeddings"]
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise EncoderError(f"runtime.engine: openvino cannot convert this model: {why}") from error
 
 
-def _converted(transformer: Any) -> Any:
-    """Return the module as an OpenVINO model, for batches of any size and length."""
+def converted(transformer: Any) -> Any:
+    """Return the module, in float32, as an OpenVINO model for batches of any size and length.
+
+    Its own front end converts the module, as it stands in memory; the converter above it, `openvino.convert_model`,
+    gives the same graph but may report its use to its maker.
+
+    Raises:
+        EncoderError: it cannot be converted.
+    """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    ragged = {
-        "input_ids": torch.ones((2, 7), dtype=torch.int64),
-        "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
-    }
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _told_in_a_line():
         warnings.simplefilter("ignore")  # of the tracer: what it takes for constant is checked by its vectors
-        decoder = TorchScriptPythonDecoder(_TokenEmbeddings(transformer), example_input=ragged)
+        decoder = TorchScriptPythonDecoder(TokenEmbeddings(transformer), example_input=ragged_example())
         front_end = FrontEndManager().load_by_framework("pytorch")
         return front_end.convert(front_end.load(decoder))
+
+
+def read_model(file: str) -> Any:
+    """Return the model of an OpenVINO file (.xml, its weights beside it).
+
+    Raises:
+        EncoderError: it cannot be read.
+    """
+    import openvino
+
+    with _told_in_a_line():
+        return openvino.Core().read_model(file)

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.batching import FILL_TOKENS, pad
+from pipeline.encoder.calibration import MODEL_FILE, facts_of
 from pipeline.encoder.canary import compare
 from pipeline.encoder.compiled import compile_layers
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
-from pipeline.encoder.openvino_body import OpenVinoBody, number_type
+from pipeline.encoder.onnx_body import OnnxBody, check_onnx
+from pipeline.encoder.openvino_body import OpenVinoBody, check_arithmetic, converted, read_model
 from pipeline.encoder.prepacked import can_prepack, prepack
 from pipeline.encoder.probe import probe_of
 from pipeline.encoder.transfer import Transfer
@@ -127,13 +129,14 @@ class SentenceTransformerEncoder:
 
     Args:
         folder: a local sentence-transformers folder.
-        compute: float32 | bfloat16 | float16.
+        compute: float32 | bfloat16 | float16 | int8.
         prompt: the prompt that stands before every text, for models that leave it out of the pooling.
         threads: CPU threads of the forward pass; 0 leaves the default.
-        engine: torch; torch-compile, which compiles the layers of the Transformer for the device; or openvino, which
-            computes the Transformer on the CPU. The other modules are torch in any case.
+        engine: torch; torch-compile, which compiles the layers of the Transformer for the device; or openvino or onnx,
+            which compute the Transformer on the CPU. The other modules are torch in any case.
         device: cpu, or auto: a GPU where this process sees one.
         attention: padded, flash_attention_2, torch_varlen, equal_lengths or reference_varlen; None chooses.
+        calibration: folder of the quantised body; needed for int8, and for nothing else.
 
     Raises:
         EncoderError: the folder cannot be loaded, or the engine cannot be had or gives other vectors than torch.
@@ -150,12 +153,15 @@ class SentenceTransformerEncoder:
         engine: str = "torch",
         attention: str | None = None,
         device: str = "auto",
+        calibration: str | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         is_torch = engine in TORCH_ENGINES
         if not is_torch:
-            number_type(compute)  # before a model is loaded for nothing
+            (check_onnx if engine == "onnx" else check_arithmetic)(compute)  # before a model is loaded for nothing
+        if compute == "int8" and (engine != "openvino" or calibration is None):
+            raise EncoderError("recipe.compute: int8 needs runtime.engine: openvino and a calibration")
         torch.set_float32_matmul_precision("highest")  # float32 is never TF32, whatever others in this process have set
         place = "cuda" if is_torch and device == "auto" and torch.cuda.is_available() else "cpu"
         self.emulates = is_torch and not _is_native(compute, place)
@@ -184,6 +190,9 @@ class SentenceTransformerEncoder:
             prepack(transformer, DTYPES[compute])
         if is_torch:
             self._attend(tried)
+        elif calibration is not None:
+            body = read_model(str(Path(calibration, MODEL_FILE)))
+            self._modules[0] = OpenVinoBody(body, facts_of(Path(calibration)).rest, threads)
         else:
             self._convert(compute, threads)
         if engine == "torch-compile":
@@ -247,10 +256,13 @@ class SentenceTransformerEncoder:
         self._check_same(expected_BD, found_BD)
 
     def _convert(self, compute: str, threads: int) -> None:
-        """Put OpenVINO's body in the place of torch's, if it gives the same vectors."""
+        """Put another engine's body in the place of torch's, if it gives the same vectors."""
         probe = self._probe()
         expected_BD = self.encode(probe)
-        self._modules[0] = OpenVinoBody(self._modules[0], compute, threads)
+        if self.engine == "onnx":
+            self._modules[0] = OnnxBody(self._modules[0], threads)
+        else:
+            self._modules[0] = OpenVinoBody(converted(self._modules[0]), compute, threads)
         self._check_same(expected_BD, self.encode(probe))
 
     def _probe(self) -> TokenBatch:

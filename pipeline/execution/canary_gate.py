@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import one_array, vectors_of
 from pipeline.config import Gate
+from pipeline.encoder.calibration import BOUNDS, witnesses_of
 from pipeline.encoder.canary import Bounds, compare
 from pipeline.encoder.packed import encode_or_zero
 from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.vectors import finish
 from pipeline.errors import ConfigError, GateFailed
+from pipeline.execution.planning.model import ModelReference, calibration_folder
 from pipeline.records import TokenBatch
 from pipeline.storage.filesystem import Store
 from pipeline.text.tokenizer import TokenizerSpec, load_tokenizer, with_prompt
@@ -26,6 +28,15 @@ class Canary:
     tokens: TokenBatch
     references_ND: NDArray[np.float32]
     bounds: Bounds
+    name: str = "gate.canary"
+
+
+def canary_of(model: ModelReference) -> Canary | None:
+    """Return what an encoder must get right where the config has no gate: of an int8 model, its witnesses."""
+    if model.calibration is None:
+        return None
+    witnesses = witnesses_of(calibration_folder(model))
+    return Canary(witnesses.tokens, witnesses.references_ND, BOUNDS, "the calibration's witnesses")
 
 
 def load_canary(gate: Gate, tokenizer: TokenizerSpec) -> Canary:
@@ -66,10 +77,10 @@ def check_encoder(canary: Canary, encoder: Encoder, batch_tokens: int, dimension
     vectors_ND = finish(encoded.vectors_ND, dimensions, normalize=True)
     width = vectors_ND.shape[1]
     if canary.references_ND.shape[1] < width:
-        raise GateFailed(f"gate.canary: references of {canary.references_ND.shape[1]} numbers, vectors of {width}")
+        raise GateFailed(f"{canary.name}: references of {canary.references_ND.shape[1]} numbers, vectors of {width}")
     findings = canary.bounds.findings(compare(vectors_ND, canary.references_ND[:, :width]))
     if findings:
         raise GateFailed(
-            f"an encoder ({encoder.device}) does not give the vectors of gate.canary: {'; '.join(findings)}. Another "
+            f"an encoder ({encoder.device}) does not give the vectors of {canary.name}: {'; '.join(findings)}. Another "
             "model, precision or kernel? It has written nothing."
         )

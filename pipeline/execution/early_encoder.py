@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import JobConfig, Runtime
 from pipeline.encoder.describe import ModelDescription
+from pipeline.encoder.engines import first_engine
 from pipeline.encoder.protocol import Encoder
 from pipeline.errors import Stopped
 from pipeline.execution.attempts import replace_process
@@ -95,8 +96,9 @@ def loading_early(config: JobConfig, plan: Plan, description: ModelDescription) 
         yield None
         return
     prompt = tokenizer_spec(config.recipe, description).prompt
-    engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
-    early = EarlyEncoder(partial(open_encoder, plan.model, config.recipe.compute, prompt, threads, engine), threads)
+    compute = config.recipe.compute
+    engine = first_engine(config.runtime.engine, compute)
+    early = EarlyEncoder(partial(open_encoder, plan.model, compute, prompt, threads, engine), threads)
     try:
         yield early
     finally:

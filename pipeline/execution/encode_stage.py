@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
-from pipeline.encoder.engines import TRIAL_TOKENS, fastest
+from pipeline.encoder.engines import TRIAL_TOKENS, engines_to_try, fastest, first_engine
 from pipeline.encoder.packed import Encoded, encode_or_zero, take
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
@@ -46,11 +46,12 @@ class EncodeBlocks:
         self.settings, self.batch_tokens = settings, settings.batch_tokens
         self.witness: TokenBatch | None = None
         """A text that this process has encoded."""
-        self._open = self._opening("torch" if settings.engine == "auto" else settings.engine)
+        self._open = self._opening(first_engine(settings.engine, settings.compute))
         self._early = settings.early_encoder
         self._encoder = self._opened() if settings.has_new_texts else None
         self.borrower = Borrower(settings.ledger) if settings.ledger else None
-        self.may_try_engines = settings.engine == "auto" and settings.model.kind != "hashing"
+        has_choice = settings.model.kind != "hashing" and settings.compute != "int8"
+        self.may_try_engines = settings.engine == "auto" and has_choice
         self.encoded_seconds = 0.0
         self.busy = BusyGauge(settings.output_uri)
 
@@ -146,7 +147,7 @@ class EncodeBlocks:
         if not self.settings.attempts.begin_trial():
             return
         is_cpu = self.encoder.device == "cpu"
-        others = {name: self._opening(name) for name in (("openvino",) if is_cpu else ("torch-compile",))}
+        others = {name: self._opening(name) for name in engines_to_try(self.settings.compute, is_cpu)}
         trial_tokens = TRIAL_TOKENS if is_cpu else self.batch_tokens
         self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good), trial_tokens=trial_tokens)
         self._open, self.may_try_engines = self._opening(choice.engine), False

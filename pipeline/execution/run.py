@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
+from pipeline.encoder.engines import first_engine
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import RemoteAttempts
+from pipeline.execution.calibrating import add_calibration, needs_calibration
 from pipeline.execution.change_feed import write_feeds
 from pipeline.execution.early_encoder import loading_early
 from pipeline.execution.lending import RemoteLedger
@@ -99,9 +101,15 @@ def run(
     started = time.perf_counter()
     watch(Progress("planning"))
     store = Store(config.output.uri)
-    plan = make_plan(config, store, retry)
+    plan, calibrate_seconds = make_plan(config, store, retry), 0.0
+    if needs_calibration(config, plan):
+        watch(Progress("calibrating"))
+        calibrate_seconds = add_calibration(config, plan, store)
+        plan = make_plan(config, store, retry)
     report = open_report(config, plan, store)
-    report.seconds["plan"] = time.perf_counter() - started
+    report.seconds["plan"] = time.perf_counter() - started - calibrate_seconds
+    if calibrate_seconds:
+        report.seconds["calibrate"] = calibrate_seconds
     try:
         if max_deleted is not None:
             check_sources(plan)
@@ -273,7 +281,7 @@ def _ray_of(config: JobConfig, plan: Plan, report: RunReport) -> Iterator["Share
         report.warnings += short_of_cores(shares, ray_cores())
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         if plan.model.kind != "hashing":
-            report.engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
+            report.engine = first_engine(config.runtime.engine, config.recipe.compute)
         yield shares
     finally:
         if not isinstance(sys.exception(), Stopped):

@@ -8,7 +8,8 @@ import pipeline
 from pipeline.config import JobConfig, Recipe
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import ConfigError
-from pipeline.execution.canary_gate import load_canary
+from pipeline.execution.canary_gate import canary_of, load_canary
+from pipeline.execution.planning.model import facts_of
 from pipeline.execution.planning.plan import Plan, read_columns_of
 from pipeline.execution.stage_settings import StageSettings
 from pipeline.schemas import part_schema
@@ -57,7 +58,7 @@ def stage_settings(
         model_dimension=description.dimension,
         event_time=planned_at,
         known=plan.known,
-        canary=load_canary(config.gate, tokenizer) if config.gate else None,
+        canary=load_canary(config.gate, tokenizer) if config.gate else canary_of(plan.model),
     )
 
 
@@ -78,8 +79,8 @@ def _check_room(config: JobConfig, tokenizer: TokenizerSpec) -> None:
 
 
 def recipe_facts(config: JobConfig, plan: Plan) -> dict[str, Any]:
-    """Return the recipe as it is written into every file and report: its fields, and which model it meant."""
-    return config.recipe.model_dump(mode="json") | {"identity": plan.model.identity}
+    """Return the recipe as it is written into every file and report."""
+    return facts_of(config.recipe, plan.model)
 
 
 def output_schema(config: JobConfig, plan: Plan, description: ModelDescription) -> pa.Schema:

@@ -26,7 +26,7 @@ class StageSettings:
     model: ModelReference
     compute: str
     engine: str
-    """auto | torch | torch-compile | openvino."""
+    """auto | torch | torch-compile | openvino | onnx."""
     threads: int
     batch_tokens: int
     dimensions: int | None

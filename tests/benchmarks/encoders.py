@@ -68,7 +68,11 @@ def _compare(
 
     work = Texts(texts, tokens.lengths_N, model.flops, batch_texts)
     outcomes = interleave(
-        [*peers(model, with_pool, batch_texts), *ours(model)], work, rounds, seconds, measure_ceilings
+        [*peers(model, with_pool, batch_texts), *ours(model, with_int8=model.name == "m3e-small")],
+        work,
+        rounds,
+        seconds,
+        measure_ceilings,
     )
     counted = quiet_rounds(outcomes)
     for outcome in outcomes:

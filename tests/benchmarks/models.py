@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jobs.demo.fetch import fetch_model
-from pipeline.config import Recipe
+from pipeline.config import JobConfig, Output, Recipe, Source
 from pipeline.encoder.describe import ModelDescription
-from pipeline.execution.planning.model import describe, resolve_model
+from pipeline.execution.calibrating import calibrated
+from pipeline.execution.planning.calibrated import with_calibration
+from pipeline.execution.planning.model import ModelReference, describe, resolve_model
+from pipeline.fingerprint import fingerprint
+from pipeline.storage.filesystem import Store
+from pipeline.storage.folder_cache import cache_root
 from pipeline.text.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from tests.benchmarks import corpora
 
 DENSE_DIMENSIONS = 1792
 
@@ -28,8 +36,26 @@ class Model:
     folder: Path
 
     @cached_property
+    def reference(self) -> ModelReference:
+        return resolve_model(Recipe(model=str(self.folder)))
+
+    @cached_property
+    def quantised(self) -> ModelReference:
+        """The model with an int8 calibration on reviews, made once and kept where models are cached."""
+        place = cache_root() / "benchmarks" / fingerprint(["int8-1", self.reference.identity])
+        place.mkdir(parents=True, exist_ok=True)
+        texts = corpora.reviews(17_410)
+        pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), place / "reviews.parquet")
+        config = JobConfig(
+            source=Source(uri=(str(place / "reviews.parquet"),)),
+            recipe=Recipe(model=str(self.folder), compute="int8"),
+            output=Output(uri=str(place / "out")),
+        )
+        return with_calibration(Store(config.output.uri), calibrated(config).recipe, self.reference, None)
+
+    @cached_property
     def description(self) -> ModelDescription:
-        return describe(resolve_model(Recipe(model=str(self.folder))))
+        return describe(self.reference)
 
     @cached_property
     def tokenize(self) -> Tokenizer:

@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.vectors import finish
-from pipeline.execution.planning.model import open_encoder, resolve_model
+from pipeline.execution.planning.model import open_encoder
 from pipeline.text.tokenizer import FastTokenizer
 from tests.benchmarks.models import Model
 from tests.benchmarks.rounds import Encode, Variant
@@ -46,26 +45,37 @@ def peers(model: Model, with_pool: bool, batch_texts: int = 32) -> list[Variant]
     if with_pool:
         pool = partial(_encode_with_pool, model)
         variants.append(Variant(f"encode, pool of {CORES} processes", "float32", pool, POOL_CHUNK * CORES))
+        if importlib.util.find_spec("onnxruntime"):
+            variants.append(Variant("ONNX Runtime as fastembed has it", "float32", partial(_fastembed, model), 256))
     return variants
 
 
-def ours(model: Model) -> list[Variant]:
-    """Return our encoder loop, once per engine that is installed and per number type."""
+def ours(model: Model, with_int8: bool) -> list[Variant]:
+    """Return our encoder loop, once per engine that is installed and per number type that it computes in.
+
+    Args:
+        with_int8: also quantised; random weights say nothing of it, and a large model takes its time to calibrate.
+    """
     return [
         Variant(f"ours, {engine}", precision, partial(_ours, model, engine, precision))
-        for engine in engines()
-        for precision in ("float32", "bfloat16")
+        for engine, (package, precisions) in ENGINES.items()
+        for precision in precisions
+        if importlib.util.find_spec(package) and (precision != "int8" or with_int8)
     ]
 
 
-def engines() -> list[str]:
-    """Return the names of the engines that can run here."""
-    return ["torch", "openvino"] if importlib.util.find_spec("openvino") else ["torch"]
+ENGINES = {
+    "torch": ("torch", ("float32", "bfloat16")),
+    "openvino": ("openvino", ("float32", "bfloat16", "int8")),
+    "onnx": ("onnxruntime", ("float32",)),
+}
+"""By engine: the package that it needs, and its number types."""
 
 
 def open_engine(model: Model, engine: str, precision: str) -> Encoder:
     """Load a model as a run of ours does; the one place where the benchmarks know how."""
-    return open_encoder(resolve_model(Recipe(model=str(model.folder))), precision, "", CORES, engine)
+    reference = model.quantised if precision == "int8" else model.reference
+    return open_encoder(reference, precision, "", CORES, engine)
 
 
 @contextmanager
@@ -135,6 +145,38 @@ def _encode_with_pool(model: Model) -> Iterator[Encode]:
         yield encode
     finally:
         loaded.stop_multi_process_pool(pool)
+
+
+@contextmanager
+def _fastembed(model: Model) -> Iterator[Encode]:
+    """Encode as fastembed does a model with mean pooling: 256 texts at once, as they come, padded to the longest.
+
+    The package itself cannot be installed beside this transformers.
+    """
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    from pipeline.encoder.onnx_body import exported
+    from pipeline.encoder.sentence_transformer import load_model
+
+    body = load_model(str(model.folder), "float32", False, False, "cpu")[0]
+    session = onnxruntime.InferenceSession(exported(body), providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_str(str(model.description.tokenizer_json))
+    tokenizer.enable_truncation(model.description.max_tokens)
+    tokenizer.enable_padding()
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        vectors = []
+        for start in range(0, len(texts), 256):
+            rows = tokenizer.encode_batch(texts[start : start + 256])
+            mask_BT = np.array([row.attention_mask for row in rows], np.int64)
+            ids_BT = np.array([row.ids for row in rows], np.int64)
+            (hidden_BTD,) = session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})
+            pooled_BD = np.einsum("btd,bt->bd", hidden_BTD, mask_BT.astype(np.float32))
+            vectors.append(pooled_BD / np.linalg.norm(pooled_BD, axis=1, keepdims=True))
+        return np.concatenate(vectors)
+
+    yield encode
 
 
 def reference_tokenizer(model: Model) -> Any:

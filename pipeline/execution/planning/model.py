@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import Recipe
+from pipeline.encoder.calibration import facts_of as facts_of_calibration
 from pipeline.encoder.describe import ModelDescription, describe_model, hashing_description
 from pipeline.encoder.protocol import Encoder
 from pipeline.errors import ConfigError, EncoderError, StorageError
@@ -38,6 +39,17 @@ class ModelReference:
     """hashing: the dimension; local, remote: fingerprint of the folder; hub: `<id>@<commit>`."""
     trust_remote_code: bool
     allow_pickled_weights: bool
+    calibration: "Calibration | None" = None
+    """Of an int8 recipe; None = not made yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The quantised body of a model, pinned."""
+
+    uri: str
+    identity: str
+    """Fingerprint of its files, and the name of its folder."""
 
 
 def resolve_model(recipe: Recipe) -> ModelReference:
@@ -112,6 +124,26 @@ def local_folder(model: ModelReference) -> Path:
     return Path(model.address)
 
 
+def calibration_folder(model: ModelReference) -> Path:
+    """Return the calibration's folder on this node, fetching it once.
+
+    Raises:
+        EncoderError: there is none, it cannot be had, or it is another one or one of another model.
+    """
+    if model.calibration is None:
+        raise EncoderError("recipe.compute: int8 has no calibration yet; `embed` makes it with its first run")
+    uri = model.calibration.uri
+    try:
+        folder = fetch_folder(uri, remote_folder_identity(uri), "calibrations")
+    except StorageError as error:
+        raise EncoderError(f"the calibration of recipe.compute: int8: {error}") from error
+    if local_folder_identity(folder) != model.calibration.identity:
+        raise EncoderError(f"{uri} holds other files than this calibration had when it was made; restore it")
+    if facts_of_calibration(folder).model != model.identity:
+        raise EncoderError(f"{uri} is a calibration of another model than this one ({model.identity})")
+    return folder
+
+
 def describe(model: ModelReference) -> ModelDescription:
     """Return what planners and tokenising workers must know of the model; asked once per machine and model."""
     if model.kind == "hashing":
@@ -131,10 +163,10 @@ def open_encoder(
     """Load the model on this node's device.
 
     Args:
-        compute: float32 | bfloat16 | float16.
+        compute: float32 | bfloat16 | float16 | int8.
         prompt: stands before every text; some models leave it out of the pooling.
         threads: CPU threads of a forward pass.
-        engine: torch | torch-compile | openvino.
+        engine: torch | torch-compile | openvino | onnx.
         device: cpu | auto; auto = a GPU where this process sees one.
 
     Raises:
@@ -154,16 +186,25 @@ def open_encoder(
         "engine": engine,
         "device": device,
     }
+    if compute == "int8":
+        rights["calibration"] = str(calibration_folder(model))
     load: Callable[..., Encoder] = SentenceTransformerEncoder
     return load(str(local_folder(model)), compute, prompt, threads, **rights)
 
 
+def facts_of(recipe: Recipe, model: ModelReference) -> dict[str, Any]:
+    """Return a recipe as it stands in files and snapshots: its fields, and which model and calibration it meant."""
+    facts = recipe.model_dump(mode="json") | {"identity": model.identity}
+    return facts | ({"calibration_identity": model.calibration.identity} if model.calibration else {})
+
+
 def recipe_fingerprint(recipe: Recipe, model: ModelReference) -> str:
-    """Return the fingerprint of all that decides what a vector is; the address of the model is not part of it."""
-    return fingerprint_of_facts(recipe.model_dump(mode="json") | {"identity": model.identity})
+    """Return the fingerprint of all that decides what a vector is; addresses are not part of it."""
+    return fingerprint_of_facts(facts_of(recipe, model))
 
 
 def fingerprint_of_facts(facts: dict[str, Any]) -> str:
-    """Return the fingerprint of a recipe as it stands in files and snapshots: its fields, and `identity`."""
-    decisive = {name: value for name, value in facts.items() if name not in ("model", "revision", "identity")}
+    """Return the fingerprint of a recipe as it stands in files and snapshots, see `facts_of`."""
+    addresses = ("model", "revision", "identity", "calibration")
+    decisive = {name: value for name, value in facts.items() if name not in addresses}
     return fingerprint(decisive | {"model": facts["identity"]})

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
+from pipeline.execution.planning.calibrated import with_calibration
 from pipeline.execution.planning.have import Carried, find_have, is_complete
 from pipeline.execution.planning.model import ModelReference, recipe_fingerprint, resolve_model
 from pipeline.execution.planning.rounds import KeyOf, Round, quarantined, read_rounds, run_key_of
@@ -96,7 +97,7 @@ def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -
     store.check_reachable()
     parent = load_snapshot(store)
     files = list_source(config.source.uri, config.source.format)
-    model = resolve_model(config.recipe)
+    model = with_calibration(store, config.recipe, resolve_model(config.recipe), parent)
     recipe = recipe_fingerprint(config.recipe, model)
     layout = _layout(config, files, parent)
     wanted = cut_shards(files, layout, recipe, config.output.rows_per_part, row_groups_of(files))

@@ -105,9 +105,11 @@ class RunReport:
     """The nodes of the cluster, each with what it offers."""
     device: str = ""
     engine: str = ""
-    """What the encoders began with: torch | torch-compile | openvino; empty without a model."""
+    """What the encoders began with: torch | torch-compile | openvino | onnx; empty without a model."""
     engine_choices: list[EngineChoice] = field(default_factory=list)
     """What encoders went on with after a trial, one entry per trial; empty if none worked long enough for one."""
+    calibration: dict[str, Any] | None = None
+    """Of an int8 recipe: its identity, and of this output's own what making it took and how near it is to float32."""
     attention: dict[str, int] = field(default_factory=dict)
     """How encoders kept the rows of a batch apart, and why → how many were opened so."""
     versions: dict[str, str] = field(default_factory=dict)

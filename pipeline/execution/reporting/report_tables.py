@@ -81,6 +81,15 @@ def _engine(report: "RunReport") -> str:
     return "; ".join(filter(None, [f"{report.engine}; by trial: {ends}", speeds, *reasons]))
 
 
+def _calibration(report: "RunReport") -> str:
+    """Return which calibration the vectors are of, and what making it took where this output has made it."""
+    told = report.calibration
+    if not told or "likeness" not in told:
+        return told["identity"] if told else ""
+    took = f"{duration(told['seconds'])} and {byte_size(told['peak_memory_bytes'])} of memory for {told['texts']} texts"
+    return f"{told['identity']}; {took}; least cosine to float32 {told['likeness']['min_cosine']:.4f}"
+
+
 def facts(report: "RunReport") -> dict[str, str]:
     """Return what ran, where and on what, without what is unknown."""
     facts = {
@@ -99,6 +108,7 @@ def facts(report: "RunReport") -> dict[str, str]:
         "device": report.device,
         "encoders": str(report.encoders) if report.encoders else "",
         "engine": _engine(report),
+        "calibration": _calibration(report),
         "attention": "; ".join(report.attention),
         "padding": f"{percent(report.padding_fraction)} of the computed tokens" if report.padded_tokens else "",
         "batches": f"{report.batches:,}"

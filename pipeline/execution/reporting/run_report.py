@@ -10,6 +10,7 @@ from typing import Any
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.errors import StorageError
+from pipeline.execution.planning.calibrated import told_of
 from pipeline.execution.planning.estimate import kept_forecast
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.proof.positions import positions_of
@@ -43,6 +44,7 @@ def open_report(config: JobConfig, plan: Plan, store: Store) -> RunReport:
         versions={"pipeline": pipeline.__version__} | {name: version(name) for name in names},
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         estimate=_estimate_of(store, plan),
+        calibration=told_of(store, config.recipe, plan.model),
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.arrow import fixed_size_binary
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
+from pipeline.encoder.engines import first_engine
 from pipeline.encoder.vectors import to_stored
 from pipeline.errors import EncoderError
 from pipeline.execution.encode_stage import TRIAL_AFTER_SECONDS
@@ -184,7 +185,8 @@ def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, toke
     runtime = config.runtime
     lab = Lab(config, plan, texts, time.monotonic() + TRYING_SECONDS)
     encoders_here = 1 if runtime.encoders == "auto" else min(runtime.encoders, _cores())
-    setting = Setting("torch" if runtime.engine == "auto" else runtime.engine, 1, _cores() // encoders_here)
+    first = first_engine(runtime.engine, config.recipe.compute)
+    setting = Setting(first, 1, _cores() // encoders_here)
     measured = lab.blocks(setting, runtime.batch_tokens, block_rows, MEASURED_SECONDS)
     if measured.note:
         raise EncoderError(f"{config.recipe.model} cannot be measured here: {measured.note}")
@@ -193,7 +195,8 @@ def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, toke
     if best.tokens_per_second <= WORTH_CHANGING * measured.tokens_per_second:
         best = measured
     rate, engine = measured.tokens_per_second, setting.engine if plan.model.kind != "hashing" else ""
-    if runtime.engine == "auto" and tokens / rate > TRIAL_AFTER_SECONDS and has_openvino(lab.device, plan.model.kind):
+    may_change = (runtime.engine, first) == ("auto", "torch") and tokens / rate > TRIAL_AFTER_SECONDS
+    if may_change and has_openvino(lab.device, plan.model.kind):
         other = lab.blocks(replace(setting, engine="openvino"), runtime.batch_tokens, block_rows, MEASURED_SECONDS / 2)
         if other.tokens_per_second > rate:  # a run goes on with it after its own trial
             later = max(0.0, tokens - rate * TRIAL_AFTER_SECONDS)

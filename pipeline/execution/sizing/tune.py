@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import JobConfig
 from pipeline.encoder.batching import computed_tokens, pack_by_tokens
+from pipeline.encoder.engines import first_engine
 from pipeline.errors import EncoderError
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.sizing.trials import Lab, Setting, Trial
@@ -82,10 +83,10 @@ def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BU
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a run; spinning threads of several encoders would fight
     cores = len(os.sched_getaffinity(0))
     lab = Lab(config, plan, texts, deadline)
-    engine = "torch" if config.runtime.engine == "auto" else config.runtime.engine
+    engine = first_engine(config.runtime.engine, config.recipe.compute)
     trials = lab.batches(Setting(engine, 1, cores), _batch_candidates(config))
     best = _chosen(trials, config.runtime.batch_tokens)
-    if config.runtime.engine == "auto" and has_openvino(lab.device, plan.model.kind):
+    if config.runtime.engine == "auto" and engine == "torch" and has_openvino(lab.device, plan.model.kind):
         trials += _with_openvino(lab, cores, best.batch_tokens)
         best = _faster(trials, best)
     for encoders in _encoder_counts(lab.device, cores):
