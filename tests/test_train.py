@@ -16,6 +16,7 @@ from pipeline.execution.train import plan_training
 from pipeline.training.loop import Hyperparameters, train, with_head
 from pipeline.training.sets import TrainingExamples, distinct_examples
 from tests.running import jobs
+from tests.test_demo_training_sets import strings_of
 
 TEXTS = ["房间很干净", "服务太差了", "早餐不错", "再也不来了"]
 
@@ -72,6 +73,8 @@ def test_a_training_that_goes_on_at_its_checkpoint_ends_as_one_that_was_never_st
     with pytest.raises(Death):
         train(loaded(m3e_small), sets, chosen(), tmp_path / "dead", [DiesAfterACheckpoint()])
     checkpoint = tmp_path / "dead" / "checkpoint-2"
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert not [text for examples in sets for text in strings_of(examples.table.to_pylist()) if text in card]
     again = train(resumed, sets, chosen(), tmp_path / "resumed", checkpoint=checkpoint)
     assert again.first_step == 2
     assert [line["step"] for line in again.losses] == [line["step"] for line in straight.losses] == [1, 2, 3, 4]

@@ -86,7 +86,7 @@ def train(
         What the loss was.
     """
     allowed = model.max_seq_length
-    model.model_card_data.generate_widget_examples = False  # they would be texts of the sets
+    model.model_card_data.generate_widget_examples = False
     model.max_seq_length = min(chosen.max_tokens, int(allowed or chosen.max_tokens))
     trainer = _Trainer(
         model=model,
@@ -105,9 +105,12 @@ def train(
 
 
 class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """The trainer of sentence-transformers, with our order of batches."""
+    """The trainer of sentence-transformers, with our order of batches and no text of the sets in a card."""
 
     schedule: tuple[Sequence[TrainingExamples], Hyperparameters]
+
+    def add_model_card_callback(self, *_: object) -> None:
+        """Leave out what would put examples of the sets into the card of every checkpoint."""
 
     def get_multi_dataset_batch_sampler(
         self, dataset: ConcatDataset[Any], *_: object, **__: object
