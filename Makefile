@@ -50,7 +50,7 @@ bench-gpu: ## our encoder beside SentenceTransformer.encode on a GPU; without on
 	else $(MAKE) --no-print-directory venv && $(BIN)/python -m tests.benchmarks.gpu $(ARGS); fi
 
 clean: ## remove .venv and everything made here
-	@rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	@rm -rf $(VENV) .demo .bench .train .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv $(VENV): $(STAMP)

@@ -10,7 +10,9 @@ import pytest
 from jobs.demo.debian import ManPage, Passage, _man_page
 from jobs.demo.mini_sets import REVIEWS, build_mini_sets
 from jobs.demo.training_sets import HELD_OUT, build_training_sets
+from pipeline.config_file import load_config
 from pipeline.training.sets import distinct_examples
+from tests.running import ROOT
 
 OWN = [f"第{number}页的说明，" * 8 for number in range(12)]
 
@@ -71,3 +73,12 @@ def test_of_a_man_page_its_name_and_its_telling_sections_are_read() -> None:
     told = "将文件连接起来并写到标准输出；没有文件时从标准输入读取，直到结束为止。如果给出若干文件，就按顺序读取。"
     page = f".TH CAT 1\n.SH NAME(名称)\ncat \\- 连接文件\n.SH 描述\n{told}\n.SH 选项\n太短\n.SH 作者\n{told}作者\n"
     assert _man_page("1", gzip.compress(page.encode())) == ManPage("1", "连接文件", (told,))
+
+
+def test_the_config_of_the_demo_trains_on_the_sets_that_are_made(built: Path) -> None:
+    training = load_config(str(ROOT / "configs" / "train_mini.yaml")).training
+    assert training is not None
+    for wanted in training.sets:
+        (uri,) = wanted.uri
+        table = pq.read_table(built / "training" / Path(uri).name)
+        assert len(distinct_examples(uri, wanted.kind, None, table)) > 8, uri

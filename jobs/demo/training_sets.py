@@ -1,5 +1,7 @@
 """Training sets made from packages: reviews, man pages to be found, pairs graded by place; none is in the mini set."""
 
+import shutil
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 
 from jobs.demo.debian import ManPage, man_pages, passages
 from jobs.demo.downloads import built_once, cache_folder
-from jobs.demo.fetch import fetch_reviews
+from jobs.demo.fetch import fetch_model, fetch_reviews
 from jobs.demo.mini_sets import REVIEWS
 
 T = TypeVar("T")
@@ -122,3 +124,15 @@ def _graded_pairs(pages: Sequence[ManPage], rng: np.random.Generator) -> pa.Tabl
 
 def _drawn(values: Sequence[T], rng: np.random.Generator) -> T:
     return values[int(rng.integers(len(values)))]
+
+
+def copy_for_configs(folder: Path) -> None:
+    """Put the sets and m3e-small where configs/train_mini.yaml expects them; what is there is replaced."""
+    sets = fetch_training_sets()
+    shutil.copytree(sets.reviews.parent, folder, dirs_exist_ok=True)
+    shutil.copytree(fetch_model(), folder / "m3e-small", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    copy_for_configs(Path(sys.argv[1]))
+    print(f"the sets and the model are in {sys.argv[1]}")

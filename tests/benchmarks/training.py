@@ -5,7 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks.ablation import CHOSEN, Ablation
+from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
+from pipeline.training.loop import Hyperparameters
+from tests.benchmarks.ablation import CHOSEN, WEIGHTS, Ablation
 from tests.benchmarks.table import shown
 
 
@@ -14,13 +17,23 @@ def main() -> None:
     options = _parser().parse_args()
     folder = Path(options.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    ablation = Ablation(folder, CHOSEN, options.threads)
+    ablation = Ablation(folder, *(of_config(options.config) if options.config else (CHOSEN, WEIGHTS)), options.threads)
     ablation.run(range(options.seeds))
     list(shown(ablation.lines(), Console(width=170)))
 
 
+def of_config(path: str) -> tuple[Hyperparameters, dict[str, float]]:
+    """Return the hyperparameters of a config and how often a batch is of each kind; its sets are not read."""
+    training = load_config(path).training
+    if training is None:
+        raise ConfigError(f"{path} has no section training")
+    weights: dict[str, float] = {examples.kind: examples.weight or 1.0 for examples in training.sets}
+    return Hyperparameters(**training.model_dump(include=set(Hyperparameters.__dataclass_fields__))), weights
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=__doc__)
+    parser.add_argument("--config", help="hyperparameters and weights, for instance configs/train_mini.yaml")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each loss (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of a step (%(default)s)")
     parser.add_argument("--folder", default=".bench/training", help="what is kept (%(default)s)")
