@@ -54,6 +54,7 @@ def _submit(options: argparse.Namespace) -> int:
         raise ConfigError(f"--name {name!r}: expected at most 100 letters, digits, points, dashes and underscores")
     out = sys.stderr if options.json else sys.stdout
     cluster = _cluster(options.address)
+    name = cluster.attempt(name)
     line = entrypoint([*arguments, *(["--json"] if options.json else [])], config_text(config))
     about = {"command": command, "output": config.output.uri}
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +62,7 @@ def _submit(options: argparse.Namespace) -> int:
         if options.ship:
             package = packed(Path(folder) / "checkout.zip")
             print(f"shipping    {package.files} files, {package.size_bytes / 1e6:.1f} MB", file=out)
-        name = cluster.submit(name, line, about, package.path if package else None)
+        cluster.submit(name, line, about, package.path if package else None)
     print(f"submitted   {name}\ndashboard   {cluster.link(name)}", file=out, flush=True)
     if options.wait:
         return _follow(cluster, name, out, options.json)

@@ -22,7 +22,9 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.execution.clusters.submission import Cluster, night_name
 from pipeline.storage.filesystem import Store
 from tests.running import ROOT, Finished, ended, jobs, started, written_config
+from tests.terminal import CTRL_C, Terminal
 from tests.test_cluster import closed_port
+from tests.tls import certify, door
 
 FILES, ROWS_PER_FILE = 12, 16
 CPU, ACCELERATOR = Offer(2, {"tier": "cpu"}), Offer(2, {"tier": "accelerator"}, {"accelerator": 1})
@@ -64,7 +66,7 @@ def published_ids(config: str) -> list[int]:
     return sorted(ids)
 
 
-def is_seen(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+def is_seen(condition: Callable[[], bool], seconds: float = 180.0) -> bool:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not (holds := condition()) and time.monotonic() < deadline:
@@ -74,7 +76,7 @@ def is_seen(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_a_submitted_run_outlives_its_terminal_and_a_killed_node_and_loses_nothing(
+def test_a_submitted_run_outlives_its_terminal_and_its_nodes_and_goes_on_where_one_joins(
     cluster: LocalCluster, bucket: str, tmp_path: Path
 ) -> None:
     config = corpus(bucket, tmp_path, FILES)
@@ -88,14 +90,58 @@ def test_a_submitted_run_outlives_its_terminal_and_a_killed_node_and_loses_nothi
     assert detached.code == 130
     assert "the run goes on" in detached.stderr
     assert "shipping" in detached.stdout
-    plain.kill()
-    cluster.workers.remove(plain)
-    cluster.add_worker(CPU)  # it joins while the run goes on
+    cluster.lose(accelerated)  # with the only encoder
+    joined = cluster.add_worker(ACCELERATOR)
+    assert is_seen(lambda: bool(joined.workers("EncodeBlocks")))
+    assert not plain.workers("EncodeBlocks")
+    cluster.lose(plain)
     followed = submit(cluster, "--logs", "outlives")
     assert followed.code == 0, followed.stdout[-3000:]
     assert "outlives: succeeded" in followed.stdout
     assert published_ids(config) == list(range(FILES * ROWS_PER_FILE))
-    cluster.workers[-1].wait_until_up()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_asks_what_is_to_become_of_the_run(cluster: LocalCluster, config: str) -> None:
+    submitting = ("submit", "embed", config, "--no-ship", "--name", "asked")
+    with Terminal(*submitting, environment=cluster.environment) as terminal:
+        for shown, answer in (("Running entrypoint", "f"), ("phase=starting_Ray", "s")):
+            terminal.wait_for(shown)
+            terminal.press(CTRL_C)
+            terminal.wait_for("[d]etach, [s]top it, or [f]ollow on? ")
+            terminal.press(f"{answer}\n")
+        terminal.wait_for("stopping; what it has journalled is kept")
+        terminal.wait_for("asked: stopped")
+        assert terminal.code() == 1
+    assert submit(cluster, "--logs", "asked").code == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_who_has_no_token_of_the_cluster_is_told_in_one_line_and_submits_nothing(
+    cluster: LocalCluster, config: str, token: str | None
+) -> None:
+    known = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_AUTH")}
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+    refused = jobs("submit", "embed", config, "--no-ship", "--name", "refused", environment=known | mine)
+    (error,) = refused.errors
+    assert (refused.code, refused.stdout) == (1, "")
+    assert "asks for a token, and this one is missing or wrong: set RAY_AUTH_MODE=token" in error
+    assert "Traceback" not in refused.stderr
+    assert "0" * 64 not in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(cluster: LocalCluster, tmp_path: Path) -> None:
+    host, port = cluster.dashboard_url.removeprefix("http://").split(":")
+    certificate = certify(tmp_path / "certificate.pem")
+    with door(certificate, host, int(port)) as address:
+        (error,) = submit(cluster, "--list", "--address", address).errors
+        assert "its certificate is not trusted; REQUESTS_CA_BUNDLE names the file" in error
+        trusting = cluster.environment | {"REQUESTS_CA_BUNDLE": str(certificate)}
+        listed = jobs("submit", "--list", "--address", address, "--json", environment=trusting)
+    assert (listed.code, listed.errors) == (0, [])
+    assert isinstance(orjson.loads(listed.stdout), list)
 
 
 @pytest.mark.slow

@@ -88,6 +88,11 @@ class LocalCluster:
         self.workers.append(node)
         return node
 
+    def lose(self, node: RayNode) -> None:
+        """End a worker at once, as a machine that loses its power."""
+        node.kill()
+        self.workers.remove(node)
+
     def stop(self) -> None:
         """End every process of the cluster, and remove what it has left on disk."""
         for node in [*self.workers, *([self.head] if self.head else [])]:
@@ -109,11 +114,7 @@ class LocalCluster:
         )
         self.head.wait_until_up()
         for offer in self._offers:
-            join_patiently(partial(self.add_worker, offer), self._lose)
-
-    def _lose(self, node: RayNode) -> None:
-        node.kill()
-        self.workers.remove(node)
+            join_patiently(partial(self.add_worker, offer), self.lose)
 
     def _start_node(self, address: str, *arguments: str) -> RayNode:
         own = self._folder / address.rpartition(".")[2]  # as on machines of their own: each unpacks code for itself

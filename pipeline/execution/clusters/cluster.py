@@ -72,6 +72,7 @@ def start_ray(runtime: Runtime) -> list[str]:
         PipelineError: no cluster answers at this address, or it refuses this process.
     """
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its core: it warns of constructor arguments, ray#53727
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": address}
     with ExitStack() as within:
         if address == "local":

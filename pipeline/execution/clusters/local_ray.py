@@ -18,7 +18,6 @@ OBJECT_STORE_BYTES = 2 * 2**30
 
 ENVIRONMENT = WORKER_ENVIRONMENT | {
     "RAY_worker_niceness": "0",  # Ray would let every other program of this machine go first
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its warning on constructor arguments, ray#53727
     # Workers that have read and tokenised are to write what comes out of the encoder a minute later: Ray would end them
     # after a second without work, and to start one costs 1.3 s of a core.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",

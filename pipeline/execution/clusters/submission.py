@@ -1,12 +1,10 @@
 """Runs on a Ray cluster that this machine is no part of: submit one, follow it, list, stop."""
 
-import json
 import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
@@ -16,10 +14,9 @@ from urllib.parse import quote, urlsplit
 
 import requests
 import tenacity
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobSubmissionClient
 
 from pipeline.errors import ConfigError, PipelineError, SnapshotConflict
+from pipeline.execution.clusters.job_server import CA_VARIABLE, JobServer, Json, Unknown
 from pipeline.execution.clusters.reach import check_answers
 from pipeline.fingerprint import fingerprint
 
@@ -32,11 +29,6 @@ Answer = TypeVar("Answer")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-HEADERS_VARIABLE = "RAY_JOB_HEADERS"
-"""JSON object of HTTP headers for a proxy before the cluster, as Ray's own command line reads it."""
-CA_VARIABLE = "REQUESTS_CA_BUNDLE"
-"""File or folder of certificates that are trusted for https, as the library requests reads it."""
-
 NO_ADDRESS = (
     "which cluster? Name it with --address http://HOST:8265 (the dashboard of its head), or in RAY_API_SERVER_ADDRESS"
 )
@@ -104,48 +96,47 @@ class Cluster:
         check_answers(
             f"{parts.hostname}:{parts.port}", patience_seconds=3.0, named="--address, or RAY_API_SERVER_ADDRESS"
         )
-        with _alone(ADDRESS_VARIABLES):
-            self._client = _answered(self.address, lambda: _connected(self.address))
+        self._server = JobServer(self.address)
 
     def link(self, name: str) -> str:
         """Return where the dashboard shows a run."""
         return f"{self.address}/#/jobs/{quote(name)}"
 
-    def submit(self, name: str, line: str, about: dict[str, str], package: Path | None) -> str:
-        """Start a run, unless one of this name goes on or has succeeded.
+    def attempt(self, name: str) -> str:
+        """Return the name under which a run is to be submitted.
 
-        A run of this name that failed or was stopped is tried again, as NAME.2, NAME.3, ….
-
-        Args:
-            name: of the run.
-            line: see `entrypoint`.
-            about: shown by `runs` again: `command` and `output`.
-            package: zip file of the code, unpacked on every node before the run; None = the nodes have it.
-
-        Returns:
-            The name under which it runs.
+        One that failed or was stopped is tried again, as NAME.2, NAME.3, ….
 
         Raises:
             SnapshotConflict: a run of this name goes on or has succeeded.
         """
-        attempts = {run.name: run for run in self.runs() if re.fullmatch(re.escape(name) + r"(\.\d+)?", run.name)}
-        for run in attempts.values():
+        attempts = [run for run in self.runs() if re.fullmatch(re.escape(name) + r"(\.\d+)?", run.name)]
+        for run in attempts:
             if not run.is_over or run.status == "SUCCEEDED":
                 raise self._taken(run.name, "has succeeded already" if run.is_over else "goes on")
-        attempt = f"{name}.{len(attempts) + 1}" if attempts else name
+        return f"{name}.{len(attempts) + 1}" if attempts else name
+
+    def submit(self, attempt: str, line: str, about: dict[str, str], package: Path | None) -> None:
+        """Start a run.
+
+        Args:
+            attempt: see `attempt`.
+            line: see `entrypoint`.
+            about: shown by `runs` again: `command` and `output`.
+            package: zip file of the code, unpacked on every node before the run; None = the nodes have it.
+
+        Raises:
+            SnapshotConflict: there is a run of this name by now.
+        """
+        job: Json = {"entrypoint": line, "submission_id": attempt, "metadata": about}
         try:
-            return str(
-                self._client.submit_job(
-                    entrypoint=line,
-                    submission_id=attempt,
-                    metadata=about,
-                    runtime_env={"working_dir": str(package)} if package else {},
-                )
-            )
-        except RuntimeError as error:
+            if package:
+                job["runtime_env"] = {"working_dir": _answered(self.address, partial(self._server.upload, package))}
+            _answered(self.address, partial(self._server.submit, job))
+        except PipelineError as error:
             if "already exists" in str(error):
                 raise self._taken(attempt, "was submitted at the same time") from None
-            raise PipelineError(f"the cluster at {self.address} refused the run: {error}") from error
+            raise
 
     def run(self, name: str) -> Submitted:
         """Return what the cluster knows of a run.
@@ -153,28 +144,21 @@ class Cluster:
         Raises:
             ConfigError: there is none of this name.
         """
-        try:
-            return _submitted(name, _answered(self.address, lambda: self._client.get_job_info(name)))
-        except RuntimeError as error:
-            if "does not exist" not in str(error):
-                raise PipelineError(f"the cluster at {self.address} says nothing of {name}: {error}") from error
-            raise ConfigError(f"{self.address} knows no run {name!r}; `submit --list` shows those there are") from error
+        return _submitted(self._told(self._server.job, name))
 
     def runs(self) -> list[Submitted]:
         """Return the runs the cluster knows, the latest first."""
-        found = _answered(self.address, self._client.list_jobs)
-        runs = [_submitted(details.submission_id, details) for details in found if details.submission_id]
+        found = _answered(self.address, self._server.jobs)
+        runs = [_submitted(details) for details in found if details["submission_id"]]
         return sorted(runs, key=lambda run: run.started_at or datetime.max.replace(tzinfo=UTC), reverse=True)
 
     def stop(self, name: str) -> bool:
         """Ask a run to end, as Ctrl-C would; return whether it was running. What it has journalled is kept."""
-        self.run(name)
-        return bool(self._client.stop_job(name))
+        return self._told(self._server.stop, name)
 
     def log(self, name: str) -> str:
         """Return what a run has written so far."""
-        self.run(name)
-        return str(self._client.get_job_logs(name))
+        return self._told(self._server.log, name)
 
     def follow(self, name: str, write: Callable[[str], object], seen: int = 0) -> Iterator[None]:
         """Write what a run writes until it is over; yield each time it was asked.
@@ -186,7 +170,7 @@ class Cluster:
         """
         told_at = time.monotonic()
         while True:
-            is_over, text = _answered(self.address, partial(self._state, name), PATIENCE_SECONDS)
+            is_over, text = self._told(self._state, name, PATIENCE_SECONDS)
             if len(text) > seen:
                 write(text[seen:])
                 seen, told_at = len(text), time.monotonic()
@@ -197,7 +181,18 @@ class Cluster:
             time.sleep(POLL_SECONDS if is_lively else QUIET_POLL_SECONDS)
 
     def _state(self, name: str) -> tuple[bool, str]:
-        return _submitted(name, self._client.get_job_info(name)).is_over, str(self._client.get_job_logs(name))
+        return _submitted(self._server.job(name)).is_over, self._server.log(name)
+
+    def _told(self, ask: Callable[[str], Answer], name: str, patience_seconds: float = 0.0) -> Answer:
+        """Return what the cluster says of a run.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        try:
+            return _answered(self.address, partial(ask, name), patience_seconds)
+        except Unknown:
+            raise ConfigError(f"{self.address} knows no run {name!r}; `submit --list` shows those there are") from None
 
     def _taken(self, name: str, why: str) -> SnapshotConflict:
         return SnapshotConflict(
@@ -224,59 +219,38 @@ def _http_address(address: str) -> str:
     return f"{parts.scheme}://{host}:{port or (443 if parts.scheme == 'https' else DEFAULT_PORT)}"
 
 
-def _connected(address: str) -> JobSubmissionClient:
-    headers = json.loads(os.environ.get(HEADERS_VARIABLE) or "{}")
-    return JobSubmissionClient(address, headers=headers, verify=os.environ.get(CA_VARIABLE) or True)
-
-
-@contextmanager
-def _alone(variables: tuple[str, ...]) -> Iterator[None]:
-    """Hide variables that Ray would believe rather than the address it is given."""
-    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
 def _answered(address: str, ask: Callable[[], Answer], patience_seconds: float = 0.0) -> Answer:
     """Return the answer of a cluster; one that is out of reach is asked again for a while.
 
     Raises:
-        PipelineError: it stays out of reach, or refuses this process.
+        PipelineError: it stays out of reach.
     """
     patient = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((ConnectionError, requests.ConnectionError, requests.Timeout)),
+        retry=tenacity.retry_if_exception_type((requests.ConnectionError, requests.Timeout)),
         stop=tenacity.stop_after_delay(patience_seconds),
         wait=tenacity.wait_fixed(1.0),
         reraise=True,
     )
     try:
         return patient(ask)
-    except AuthenticationError as error:
-        raise PipelineError(
-            f"the cluster at {address} asks for a token, and this one is missing or wrong: set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) as on its nodes"
-        ) from error
     except requests.exceptions.SSLError as error:
         raise PipelineError(
             f"{address}: its certificate is not trusted; {CA_VARIABLE} names the file of those that are: {error}"
         ) from error
-    except (ConnectionError, requests.RequestException) as error:
+    except requests.RequestException as error:
         raise PipelineError(f"the cluster at {address} does not answer: {error}") from error
 
 
-def _submitted(name: str, details: JobDetails) -> Submitted:
-    about = details.metadata or {}
-    started_at = datetime.fromtimestamp(details.start_time / 1000, UTC) if details.start_time else None
-    ended = (details.end_time or time.time() * 1000) if details.start_time else None
+def _submitted(details: Json) -> Submitted:
+    about, began = details["metadata"] or {}, details["start_time"]
+    ended = details["end_time"] or time.time() * 1000
     return Submitted(
-        name=name,
-        status=str(details.status.value),
+        name=details["submission_id"],
+        status=details["status"],
         command=about.get("command", ""),
         output=about.get("output", ""),
-        started_at=started_at,
-        seconds=(ended - details.start_time) / 1000 if ended else None,
-        exit_code=details.driver_exit_code,
-        message=details.message or "",
+        started_at=datetime.fromtimestamp(began / 1000, UTC) if began else None,
+        seconds=(ended - began) / 1000 if began else None,
+        exit_code=details["driver_exit_code"],
+        message=details["message"] or "",
     )
