@@ -1,11 +1,20 @@
 """Views of Arrow columns as numpy arrays and bytes, without a Python object per row."""
 
+import copyreg
 import hashlib
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+
+def _schema_reduced(schema: pa.Schema) -> tuple[Callable[[pa.Buffer], pa.Schema], tuple[pa.Buffer]]:
+    return pa.ipc.read_schema, (schema.serialize(),)
+
+
+copyreg.pickle(pa.Schema, _schema_reduced)  # else names and nullability of list elements are lost (pyarrow 26)
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -155,6 +155,10 @@ class Runtime(Section):
     takes 2,048 to 4,096 (1,024 per thread), if this is more. Lower it when a device runs out of memory."""
     ray_address: str | None = None
     """Address of a cluster; null = that of $RAY_ADDRESS (set inside a submitted job), else this machine alone."""
+    without_ray_bytes: Annotated[int, Field(ge=0)] = 32 * 2**20
+    """A run on this machine alone that has fewer bytes of source to read than this starts no Ray: a process beside the
+    driver does the work, which saves some seconds of start and computes the same. Only for one encoder without a GPU;
+    0 = always Ray."""
     stall_minutes: Annotated[float, Field(gt=0)] = 30.0
     """A run in which no Block is finished for so long ends with an error that names what it waits for."""
     max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -76,6 +76,7 @@ def run_job(folder: Path, read: str, write: str, **sections: dict[str, Any]) -> 
     chosen: dict[str, Any] = defaults | {"recipe": {"model": "hashing://64"}} | sections
     chosen["source"] = {"uri": read} | chosen["source"]
     chosen["output"] = {"uri": write} | chosen["output"]
+    chosen["runtime"] = {"without_ray_bytes": 0} | chosen.get("runtime", {})
     config = written_config(folder / f"{len(list(folder.glob('*.yaml')))}.yaml", **chosen)
     return Run(config, write, embed(config))
 

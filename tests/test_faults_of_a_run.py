@@ -19,7 +19,14 @@ FILES, ROWS = 3, 16
 CURSE, SECOND_CURSE = "鑫", "魏"
 """Characters with tokens of their own that stand in one text each."""
 
+ON_RAY, IN_PROCESSES = 0, 2**40
+
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+
+@pytest.fixture(params=[ON_RAY, IN_PROCESSES], ids=["on Ray", "in processes"])
+def without_ray_bytes(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    folder: Path, model: Path, corpus: Path, faults: Faults, runtime: Mapping[str, Any] | None = None
+    folder: Path,
+    model: Path,
+    corpus: Path,
+    faults: Faults,
+    without_ray_bytes: int,
+    runtime: Mapping[str, Any] | None = None,
 ) -> tuple[Finished, str]:
     """Embed the corpus with the faulty model; return how it ended, and the output."""
     output = str(folder / "out")
@@ -58,7 +70,8 @@ def run(
         source={"uri": str(corpus)},
         recipe={"model": str(model), "compute": "float32", "trust_remote_code": True, "max_tokens": 128},
         output={"uri": output, "rows_per_part": 8},
-        runtime={"max_quarantined_fraction": 0.1, "batch_tokens": 2048} | dict(runtime or {}),
+        runtime={"max_quarantined_fraction": 0.1, "batch_tokens": 2048, "without_ray_bytes": without_ray_bytes}
+        | dict(runtime or {}),
     )
     return embed(config, environment=faults.environment, seconds=280), output
 
@@ -70,10 +83,10 @@ def quarantine_of(output: str) -> list[tuple[str, str]]:
 
 
 def test_a_row_that_kills_its_process_is_found_and_costs_no_other_row(
-    tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int]
+    tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
     faults = Faults(tmp_path, kills=curses[0])
-    finished, output = run(tmp_path, model, corpus, faults)
+    finished, output = run(tmp_path, model, corpus, faults, without_ray_bytes)
     assert finished.code == 0, finished.stderr[-3000:]
     assert quarantine_of(output) == [("1-5", "kills_process")]
     assert len(set(open_snapshot(output).to_table(["id"])["id"].to_pylist())) == FILES * ROWS - 1
@@ -107,7 +120,9 @@ opened, builtins.open = builtins.open, open_lethally
 """Lets one file end every process that reads it, but not the one that plans."""
 
 
-def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(tmp_path: Path) -> None:
+def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(
+    tmp_path: Path, without_ray_bytes: int
+) -> None:
     corpus, site = tmp_path / "corpus", tmp_path / "site"
     corpus.mkdir()
     site.mkdir()
@@ -121,7 +136,7 @@ def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(tmp_p
         source={"uri": str(corpus)},
         recipe={"model": "hashing://64"},
         output={"uri": output},
-        runtime={"max_quarantined_fraction": 0.5},
+        runtime={"max_quarantined_fraction": 0.5, "without_ray_bytes": without_ray_bytes},
     )
     environment = {"PYTHONPATH": f"{site}:{ROOT}", "DEATHS": str(deaths)}
     finished = embed(config, environment=environment)
@@ -134,10 +149,10 @@ def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(tmp_p
 
 
 def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
-    tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int]
+    tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
     faults = Faults(tmp_path, raises=curses[0], nan=curses[1])
-    finished, output = run(tmp_path, model, corpus, faults)
+    finished, output = run(tmp_path, model, corpus, faults, without_ray_bytes)
     assert finished.code == 0, finished.stderr[-3000:]
     assert sorted(quarantine_of(output)) == [("1-11", "not_finite"), ("1-5", "encode_failed")]
     assert len(faults.noted("raises")) > 1  # in its batch, and alone
@@ -146,10 +161,10 @@ def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
 
 
 def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
-    tmp_path: Path, model: Path, corpus: Path
+    tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
     faults = Faults(tmp_path, memory_tokens=200)
-    finished, _ = run(tmp_path, model, corpus, faults)
+    finished, _ = run(tmp_path, model, corpus, faults, without_ray_bytes)
     assert finished.code == 0, finished.stderr[-3000:]
     assert finished.report["embedded"] == FILES * ROWS
     failed = faults.noted("memory")
@@ -159,18 +174,22 @@ def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
     assert "runtime.batch_tokens" in warning
 
 
-def test_a_sick_encoder_is_replaced_by_a_fresh_process(tmp_path: Path, model: Path, corpus: Path) -> None:
+def test_a_sick_encoder_is_replaced_by_a_fresh_process(
+    tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
+) -> None:
     faults = Faults(tmp_path, first_process_is_sick=True)
-    finished, output = run(tmp_path, model, corpus, faults)
+    finished, output = run(tmp_path, model, corpus, faults, without_ray_bytes)
     assert finished.code == 0, finished.stderr[-3000:]
     assert len({process for process, _ in faults.noted("sick")}) == 1
     assert quarantine_of(output) == []
     assert finished.report["embedded"] == FILES * ROWS
 
 
-def test_without_a_healthy_encoder_the_run_ends_and_says_so(tmp_path: Path, model: Path, corpus: Path) -> None:
+def test_without_a_healthy_encoder_the_run_ends_and_says_so(
+    tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
+) -> None:
     faults = Faults(tmp_path, sick_address="all")
-    finished, output = run(tmp_path, model, corpus, faults)
+    finished, output = run(tmp_path, model, corpus, faults, without_ray_bytes)
     assert finished.code == 1
     assert len({process for process, _ in faults.noted("sick")}) == 3
     (error,) = finished.errors
@@ -182,10 +201,10 @@ def test_without_a_healthy_encoder_the_run_ends_and_says_so(tmp_path: Path, mode
 
 
 def test_a_run_that_stands_still_ends_and_names_stage_and_shard(
-    tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int]
+    tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
     faults = Faults(tmp_path, sleeps=curses[0])
-    finished, _ = run(tmp_path, model, corpus, faults, {"stall_minutes": 0.7})
+    finished, _ = run(tmp_path, model, corpus, faults, without_ray_bytes, {"stall_minutes": 0.7})
     assert finished.code == 1
     assert faults.noted("sleeps")
     (error,) = finished.errors

@@ -34,7 +34,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, corpus: Path, output: str, **sections: dict[str, Any]) -> str:
     shape = {"uri": output, "rows_per_part": 32}
     recipe = {"model": "hashing://1024", "max_tokens": 256}
-    return written_config(folder / "job.yaml", source={"uri": str(corpus)}, recipe=recipe, output=shape, **sections)
+    source, runtime = {"uri": str(corpus)}, {"without_ray_bytes": 0}
+    path = folder / "job.yaml"
+    return written_config(path, source=source, recipe=recipe, output=shape, runtime=runtime, **sections)
 
 
 def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:

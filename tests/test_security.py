@@ -76,7 +76,7 @@ def config(folder: Path, bucket: str) -> str:
         source={"uri": f"s3://{bucket}/in/", "keep_columns": ["label"]},
         recipe={"model": "hashing://64"},
         output={"uri": f"s3://{bucket}/out", "partition_by": ["label"], "rows_per_part": 50},
-        runtime={"max_quarantined_fraction": 0.5},
+        runtime={"max_quarantined_fraction": 0.5, "without_ray_bytes": 0},
     )
 
 

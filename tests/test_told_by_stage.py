@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import PipelineError, StorageError
 from pipeline.execution.attempts import Attempts, marked
-from pipeline.execution.streaming import told_by_stage
+from pipeline.execution.told_by_stage import told_by_stage
 from pipeline.records import Shard, SourceFile, Span
 
 OURS = "cannot write s3://features/part.parquet: access denied (AccessDenied); check the rights"

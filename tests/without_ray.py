@@ -12,6 +12,7 @@ from pipeline.config import JobConfig
 from pipeline.config_file import load_config
 from pipeline.encoder.describe import ModelDescription
 from pipeline.execution import run as execution
+from pipeline.execution.attempts import Attempts
 from pipeline.execution.lending import Ledger
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.repeats import repeated_texts, unknown_hashes
@@ -44,7 +45,8 @@ def _encode_missing(
     report: RunReport,
     watch: Any,
 ) -> list[BlockReceipt]:
-    settings = stage_settings(config, plan, description, planned_at, 1)
+    book = Attempts()
+    settings = replace(stage_settings(config, plan, description, planned_at, 1), attempts=book)
     if settings.chunk_overlap_tokens is None:
         of_shards = (unknown_hashes(shard, plan.done_blocks(shard.shard_id), settings) for shard in plan.embed)
         halves_R2, new_texts = repeated_texts(of_shards)
@@ -63,7 +65,7 @@ def _encode_missing(
                 for encoded in encode(tokenised):
                     for written in write_blocks(encoded, settings):
                         receipts += [BlockReceipt.from_json(orjson.loads(r)) for r in written["receipt"].to_pylist()]
-    report.engine_choices = settings.attempts.engine_choices()
+    report.engine_choices = book.engine_choices()
     for receipt in receipts:
         report.add(receipt)
     journal.append(receipts)

@@ -1,7 +1,7 @@
 """Attempt marks: what each worker has begun and not ended, which Blocks kill workers, and which devices are sick.
 
-One small actor per run keeps the book, so that a mark costs a message and no request to the store. If it dies it starts
-empty: some deaths are counted anew, nothing is lost.
+On Ray one small actor per run keeps the book, without Ray its driver, so that a mark costs a message and no request to
+the store. If the actor dies it starts empty: some deaths are counted anew, nothing is lost.
 """
 
 import logging
@@ -9,14 +9,16 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.encoder.engines import EngineChoice
+from pipeline.errors import EncoderError
 from pipeline.execution.keepers import answer_of, start_keeper
 from pipeline.records import Shard
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ SICK_EXIT = 75
 """Exit code of an encoder that ends itself to be replaced by a fresh process."""
 
 ALONE = "this machine"
-"""Stands for the node where there is no Ray, and nobody who would start another process."""
+"""Stands for the node where nobody would start another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class Attempts:
-    """The book. Without Ray it can be used as it is; `strike` then never asks for another process."""
+    """The book. In one process it can be used as it is; `strike` then never asks for another one."""
 
     begun: dict[Work, tuple[int, float]] = field(default_factory=dict)
     """Work → how often it was begun since it last ended, and when it was last, on the monotonic clock."""
@@ -142,6 +144,18 @@ class Attempts:
         self.begun.clear()
 
 
+def none_healthy(left_out: Mapping[str, str]) -> EncoderError:
+    """Return the error of a run whose encoders fail wherever they are.
+
+    Args:
+        left_out: nodes, each with what its last encoder has said.
+    """
+    return EncoderError(
+        f"no healthy encoder is left: on {counted(len(left_out), 'node')} {MAX_STRIKES} encoders failed on good "
+        f"texts. The last said: {list(left_out.values())[-1]}"
+    )
+
+
 class RemoteAttempts:
     """The book of a run on Ray, as its workers and its driver reach it; what cannot be noted is left out."""
 
@@ -211,7 +225,36 @@ class RemoteAttempts:
         return answer_of(self._book, question, unanswered, ANSWER_SECONDS, *arguments)
 
 
-Marks = Attempts | RemoteAttempts
+class Marks(Protocol):
+    """What workers tell the book of a run, and what it answers; picklable where they are other processes."""
+
+    def begin(self, work: Work) -> Verdict: ...
+
+    def end(self, work: Work) -> None: ...
+
+    def strike(self, error: str) -> bool: ...
+
+    def forgive(self) -> None: ...
+
+    def lower(self, batch_tokens: int) -> None: ...
+
+    def begin_trial(self) -> bool: ...
+
+    def end_trial(self, choice: EngineChoice) -> None: ...
+
+    def note_attention(self, told: str) -> None: ...
+
+
+class Book(Protocol):
+    """What the driver of a run asks the book."""
+
+    def excluded(self) -> dict[str, str]: ...
+
+    def engine_choices(self) -> list[EngineChoice]: ...
+
+    def attentions_told(self) -> dict[str, int]: ...
+
+    def standing(self) -> list[tuple[Work, float]]: ...
 
 
 @contextmanager
@@ -232,5 +275,5 @@ def marked(marks: Marks, stage: str, shard: Shard, block: int) -> Iterator[Verdi
 
 
 def replace_process() -> None:
-    """End this process at once; Ray starts another, with a fresh device, and gives it the same work."""
+    """End this process at once; another one is started, with a fresh device, and is given the same work."""
     os._exit(SICK_EXIT)

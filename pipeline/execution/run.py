@@ -1,14 +1,10 @@
-"""A run, from plan to publish: stream Blocks through Ray, journal what is written, prove, publish, report."""
+"""A run, from plan to publish: have Blocks worked on, journal what is written, prove, publish, report."""
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -19,32 +15,30 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.engines import first_engine
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
-from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.calibrating import add_calibration, needs_calibration
 from pipeline.execution.change_feed import write_feeds
 from pipeline.execution.early_encoder import loading_early
-from pipeline.execution.lending import RemoteLedger
+from pipeline.execution.executors.choice import executing
+from pipeline.execution.executors.executor import Todo
 from pipeline.execution.planning.model import describe
 from pipeline.execution.planning.plan import Plan, looks_for_repeats, make_plan
 from pipeline.execution.planning.rounds import planned_redo
 from pipeline.execution.proof.guards import check_sources
 from pipeline.execution.publish import publish
-from pipeline.execution.repeats import look_through, repeated_texts
+from pipeline.execution.repeats import repeated_texts
 from pipeline.execution.reporting.charts import load_drawing
 from pipeline.execution.reporting.metrics import RunReport
 from pipeline.execution.reporting.run_report import open_report, report_standing, save_report
 from pipeline.execution.reuse import with_index
 from pipeline.execution.settings import output_dimension, stage_settings
-from pipeline.execution.stopping import stop_on_sigterm, stopping_on_sigterm
+from pipeline.execution.stalls import watched
+from pipeline.execution.stopping import stopping_on_sigterm
 from pipeline.execution.workload import Workload
 from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal, is_condemned, read_journal
 from pipeline.storage.snapshots import snapshot_numbers
-
-if TYPE_CHECKING:
-    from pipeline.execution.clusters.cluster import Shares
 
 logger = logging.getLogger(__name__)
 
@@ -217,77 +211,39 @@ def _encode_missing(
     report: RunReport,
     watch: Watcher,
 ) -> list[BlockReceipt]:
-    """Stream the missing Blocks through Ray and journal their receipts; return them."""
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what outlives a failed run must not start Ray anew
-    watch(Progress("starting Ray"))
+    """Have the missing Blocks worked on and journal their receipts; return them."""
+    watch(Progress("starting workers"))
     with loading_early(config, plan, description) as early:
         starting = time.perf_counter()
-        with _ray_of(config, plan, report) as shares:
-            from pipeline.execution.streaming import Todo, stream_healthy, watched
-
-            attempts = RemoteAttempts()
-            settings = stage_settings(config, plan, description, planned_at, shares.encoder_threads)
-            settings = replace(settings, attempts=attempts)
-            if early and (shares.encoder_gpus, shares.encoder_threads) == (0, early.threads):
-                settings = replace(settings, early_encoder=early.address)
-            nothing = np.empty(0, np.int64)
+        with executing(config, plan, early, report) as executor:
+            if plan.model.kind != "hashing":
+                report.engine = first_engine(config.runtime.engine, config.recipe.compute)
+            settings = stage_settings(config, plan, description, planned_at, executor.encoder_threads)
+            settings = replace(settings, attempts=executor.marks, early_encoder=executor.early_encoder)
+            nothing, stall_seconds = np.empty(0, np.int64), config.runtime.stall_minutes * 60
             todo = [
                 Todo(shard, plan.done_blocks(shard.shard_id), plan.dropped.get(shard.shard_id, nothing))
                 for shard in plan.embed
             ]
+            repeated_R2 = np.empty((0, 2), np.uint64)
             if looks_for_repeats(config, plan):
                 watch(Progress("looking for repeated texts"))
                 looking = time.perf_counter()
-                shards = [(one.shard, one.done_blocks) for one in todo]
-                found = look_through(shards, settings, shares.stage_cpus, config.runtime.stall_minutes * 60)
-                halves_R2, new_texts = repeated_texts(found)
+                repeated_R2, new_texts = repeated_texts(executor.look_through(todo, settings, stall_seconds))
                 if not new_texts and early:
                     early.close()
                 settings = replace(settings, has_new_texts=new_texts > 0)
-                if len(halves_R2):
-                    settings = replace(settings, ledger=RemoteLedger(halves_R2, description.dimension))
                 report.seconds["look through"] = time.perf_counter() - looking
                 starting += report.seconds["look through"]
             threading.Thread(target=load_drawing, name="drawing", daemon=True).start()  # this process has time now
             workload = Workload(plan.embed, report.estimate)
-            stream = stream_healthy(todo, settings, config.runtime, shares)
-            blocks = watched(stream, config.runtime.stall_minutes * 60, JOURNAL_SECONDS, attempts.standing)
+            stream = executor.stream(todo, settings, repeated_R2)
+            blocks = watched(stream, stall_seconds, JOURNAL_SECONDS, executor.book.standing)
             receipts = _follow(blocks, workload, journal, report, watch, starting)
-            report.engine_choices = attempts.engine_choices()
-            report.attention = attempts.attentions_told()
-            report.warnings += [_told_as_left_out(*one) for one in attempts.excluded().items()]
+            report.engine_choices = executor.book.engine_choices()
+            report.attention = executor.book.attentions_told()
+            report.warnings += [_told_as_left_out(*one) for one in executor.book.excluded().items()]
             return receipts
-
-
-@contextmanager
-def _ray_of(config: JobConfig, plan: Plan, report: RunReport) -> Iterator["Shares"]:
-    """Start Ray, or connect to it, and say in the report what there is; it ends with this block."""
-    from pipeline.execution.clusters.cluster import (
-        configure_data,
-        divide,
-        hosts,
-        ray_cores,
-        short_of_cores,
-        start_ray,
-        stop_ray,
-    )
-
-    report.warnings += start_ray(config.runtime)
-    stop_on_sigterm()  # Ray has put a handler of its own in the place of ours
-    try:
-        configure_data()
-        shares = divide(config.runtime)
-        report.hosts = hosts()
-        report.warnings += short_of_cores(shares, ray_cores())
-        report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
-        if plan.model.kind != "hashing":
-            report.engine = first_engine(config.runtime.engine, config.recipe.compute)
-        yield shares
-    finally:
-        if not isinstance(sys.exception(), Stopped):
-            stopping = time.perf_counter()
-            stop_ray()
-            report.seconds["stop"] = time.perf_counter() - stopping
 
 
 def _told_as_left_out(place: str, error: str) -> str:
@@ -308,7 +264,7 @@ def _follow(
 
     Args:
         workload: of the Shards that are worked on.
-        starting: when Ray was started, on the performance counter.
+        starting: when the workers were started, on the performance counter.
     """
     receipts: list[BlockReceipt] = []
     journalled, last_entry = 0, time.perf_counter()
@@ -337,7 +293,7 @@ def _follow(
 
 
 def _progress(report: RunReport, workload: Workload, seconds: float) -> Progress:
-    """Return how far a run is, so many seconds after Ray was started."""
+    """Return how far a run is, so many seconds after the workers were started."""
     available = report.encoders * (seconds - report.seconds["start"])
     return Progress(
         "encoding",

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import fsspec.implementations.local
 import orjson
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
@@ -20,6 +19,9 @@ from pipeline.fingerprint import content_hash
 from pipeline.records import Part
 from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.parquet import part_key
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
 
 PARTS = pa.schema(
     [
@@ -127,12 +129,12 @@ class Snapshot:
         """Schema of the rows, partition columns included."""
         return decode_schema(self.record.part_schema)
 
-    def dataset(self) -> pyarrow.dataset.Dataset:
+    def dataset(self) -> "pyarrow.dataset.Dataset":
         """Return the rows as a pyarrow dataset: lazy, filters and projections pushed down."""
+        import pyarrow.dataset as arrow_dataset  # a run needs it not, and it imports much
+
         names = self.record.layout["partition_by"]
-        partitioning = pyarrow.dataset.partitioning(
-            pa.schema([self.schema.field(name) for name in names]), flavor="hive"
-        )
+        partitioning = arrow_dataset.partitioning(pa.schema([self.schema.field(name) for name in names]), flavor="hive")
         paths = [
             f"{self.store.root}/{part_key(kind, folder, path)}"
             for kind, folder, path in zip(
@@ -141,8 +143,8 @@ class Snapshot:
             if kind == "embeddings"
         ]
         if not paths:
-            return pyarrow.dataset.dataset(self.schema.empty_table())
-        return pyarrow.dataset.dataset(
+            return arrow_dataset.dataset(self.schema.empty_table())
+        return arrow_dataset.dataset(
             sorted(paths),
             schema=self.schema,
             format="parquet",

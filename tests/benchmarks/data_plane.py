@@ -20,6 +20,7 @@ CONFIG = """\
 source: {{uri: "{source}"}}
 recipe: {{model: "hashing://512"}}
 output: {{uri: "{output}"}}
+runtime: {{without_ray_bytes: 0}}
 """
 
 

@@ -16,6 +16,7 @@ CONFIG = """\
 source: {{uri: "s3://bench/reviews/", keep_columns: [label]}}
 recipe: {{model: "{model}", compute: float32}}
 output: {{uri: "s3://bench/features-{stamp}/", rows_per_part: 256}}
+runtime: {{without_ray_bytes: 0}}
 """
 
 A_FIFTH = (

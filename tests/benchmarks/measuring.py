@@ -21,11 +21,11 @@ class Measured:
     wall_seconds: float
     driver_bytes: int
     worker_bytes: int
-    """Of the largest Ray worker, shared pages of the object store included."""
+    """Of the largest worker process; of one of Ray, shared pages of the object store included."""
 
 
 def embed(config: Path, *overrides: str, command: str = "embed") -> Measured:
-    """Run `embed`, or another command, in a child process and sample the memory of its driver and its Ray workers.
+    """Run `embed`, or another command, in a child process and sample the memory of its driver and its workers.
 
     Raises:
         RuntimeError: the run failed; the message holds its last line.
@@ -35,7 +35,7 @@ def embed(config: Path, *overrides: str, command: str = "embed") -> Measured:
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         while child.poll() is None:
             driver = max(driver, _resident_bytes(child.pid))
-            worker = max([worker, *map(_resident_bytes, _ray_workers_of(child.pid))])
+            worker = max([worker, *map(_resident_bytes, _workers_of(child.pid))])
             time.sleep(SAMPLE_SECONDS)
         wall = time.perf_counter() - started
         out, errors = child.communicate()
@@ -52,15 +52,16 @@ def _resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _ray_workers_of(driver: int) -> list[int]:
-    """Return the Ray workers below a driver: children of the raylet that the driver has started."""
+def _workers_of(driver: int) -> list[int]:
+    """Return the workers below a driver: those of the Ray that it has started, and its own without Ray."""
     parents: dict[int, int] = {}
     workers = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if (entry / "cmdline").read_bytes().startswith(b"ray::"):
+                command = (entry / "cmdline").read_bytes()
+                if command.startswith(b"ray::") or b"pipeline.execution." in command:
                     workers.append(int(entry.name))
             except OSError:
                 continue

@@ -35,8 +35,13 @@ COMMENTS = ["很好的酒店", "房间干净,服务周到", "早餐一般", "位
 
 
 def measure(folder: Path, rows: int) -> Iterator[Line]:
-    """Yield a line about the index, and one per night over `rows` short texts with m3e-small."""
+    """Yield a line about the index, and one per night over `rows` short texts with m3e-small, without Ray and on it."""
     yield _index(folder / "index")
+    for executor, without_ray_bytes in (("without Ray", 2**30), ("on Ray", 0)):
+        yield from _nights(folder, rows, executor, f"runtime.without_ray_bytes={without_ray_bytes}")
+
+
+def _nights(folder: Path, rows: int, executor: str, override: str) -> Iterator[Line]:
     corpus, output, config = folder / "nights", folder / "nights-output", folder / "nights.yaml"
     shutil.rmtree(output, ignore_errors=True)
     config.write_text(CONFIG.format(source=corpus, model=fetch_model(), output=output), encoding="utf-8")
@@ -46,10 +51,10 @@ def measure(folder: Path, rows: int) -> Iterator[Line]:
         if changed is not None:
             texts[:changed] = [f"{text}!" for text in texts[:changed]]
             _write(corpus, texts, night)
-        run = embed(config)
+        run = embed(config, override)
         whole = whole or run.wall_seconds
         yield {
-            "benchmark": f"m3e-small, {rows:,} short texts",
+            "benchmark": f"m3e-small, {rows:,} short texts, {executor}",
             "night": night,
             "wall_seconds": round(run.wall_seconds, 1),
             "of_the_first": f"{run.wall_seconds / whole:.1%}",
@@ -57,7 +62,7 @@ def measure(folder: Path, rows: int) -> Iterator[Line]:
             "taken_over": run.report["taken_over"],
             "largest_worker_megabytes": run.worker_bytes // 10**6,
         }
-        phases.append(_phases(night, run))
+        phases.append(_phases(f"{night}, {executor}", run))
     yield from phases
 
 

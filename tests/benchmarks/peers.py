@@ -43,6 +43,7 @@ CONFIG = """\
 source: {{uri: "s3://{source}/"}}
 recipe: {{model: "{model}", compute: {precision}}}
 output: {{uri: "s3://{target}/", rows_per_part: 4096}}
+runtime: {{without_ray_bytes: 0}}
 """
 
 Command = Callable[[str, str], list[str]]

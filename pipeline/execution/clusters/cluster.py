@@ -14,12 +14,11 @@ import ray.data
 import ray.exceptions
 
 from pipeline.config import Runtime
-from pipeline.errors import ConfigError, EncoderError, PipelineError
-from pipeline.execution.attempts import MAX_STRIKES
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.execution.attempts import none_healthy
 from pipeline.execution.clusters.local_data import use_actors_of_a_cluster
 from pipeline.execution.clusters.local_ray import OBJECT_STORE_BYTES, of_this_machine
 from pipeline.execution.clusters.reach import check_answers
-from pipeline.units import counted
 
 Resources = Mapping[str, float]
 """What a node offers, by Ray's names."""
@@ -153,10 +152,7 @@ def divide(
         if node["NodeID"] not in (left_out or {})
     ]
     if left_out and (not nodes or not _can_encode(nodes, [node["Resources"] for node in alive], runtime)):
-        raise EncoderError(
-            f"no healthy encoder is left: on {counted(len(left_out), 'node')} {MAX_STRIKES} encoders failed on good "
-            f"texts. The last said: {list(left_out.values())[-1]}"
-        )
+        raise none_healthy(left_out)
     if not nodes:
         raise PipelineError("the Ray cluster has no node with CPUs; start one, or check runtime.ray_address")
     cores = min(node["CPU"] for node in nodes)

@@ -10,6 +10,7 @@ import orjson
 
 from pipeline.config import JobConfig, Output, Source
 from pipeline.errors import PipelineError
+from pipeline.execution.executors.choice import needs_ray
 from pipeline.execution.planning.plan import Plan, looks_for_repeats
 from pipeline.execution.sizing.corpus_sample import CorpusSample, Seen
 from pipeline.isolation import Isolated, ProcessDied
@@ -39,7 +40,7 @@ def seconds_around(config: JobConfig, plan: Plan, is_here: bool) -> tuple[dict[s
         return _start_and_finish(spent), []
     if is_here and not (config.runtime.ray_address or os.environ.get("RAY_ADDRESS")):
         with suppress(PipelineError, ProcessDied):  # for instance: the config is for GPUs, and there are none here
-            return _measured(config), []
+            return _measured(config, needs_ray(config, plan)), []
     return {"start": START_SECONDS, "finish": 0.0}, [ASSUMED]
 
 
@@ -68,8 +69,11 @@ def _start_and_finish(report_seconds: Mapping[str, float]) -> dict[str, float]:
     return spent | {"finish": sum(report_seconds.get(name, 0.0) for name in ("publish", "stop"))}
 
 
-def _measured(config: JobConfig) -> dict[str, float]:
+def _measured(config: JobConfig, is_on_ray: bool) -> dict[str, float]:
     """Make a run with this recipe and runtime over a few rows in a local folder; return what it took around them.
+
+    Args:
+        is_on_ray: whether that of the config will be, which has more to do.
 
     Raises:
         PipelineError: it failed, as the run itself would.
@@ -78,11 +82,12 @@ def _measured(config: JobConfig) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="start-") as folder:
         rows = [orjson.dumps({"id": row, "text": f"text {row}"}) + b"\n" for row in range(ROWS)]
         Path(folder, FILE).write_bytes(b"".join(rows))
+        executor = {"without_ray_bytes": 0} if is_on_ray else {}
         small = JobConfig(
             source=Source(uri=(f"{folder}/{FILE}",)),
             recipe=config.recipe,
             output=Output(uri=f"{folder}/out"),
-            runtime=config.runtime,
+            runtime=config.runtime.model_copy(update=executor),
         )
         child = Isolated(_runner)
         try:
