@@ -1,11 +1,10 @@
-"""`train` from a config to a model that embeds: on real reviews, with real workers, going on after a death."""
+"""The steps of a training on one worker: going on after a death, a head, what a config must say."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
@@ -15,7 +14,6 @@ from pipeline.errors import ConfigError
 from pipeline.execution.train import plan_training
 from pipeline.training.loop import Hyperparameters, train, with_head
 from pipeline.training.sets import TrainingExamples, distinct_examples
-from tests.running import jobs
 from tests.test_demo_training_sets import strings_of
 
 TEXTS = ["房间很干净", "服务太差了", "早餐不错", "再也不来了"]
@@ -91,47 +89,6 @@ def test_a_head_gives_vectors_of_its_width_and_survives_the_folder(
     vectors_ND = loaded(tmp_path / "model").encode(TEXTS)
     assert vectors_ND.shape == (4, 96)
     np.testing.assert_allclose(vectors_ND, model.encode(TEXTS), atol=1e-6)
-
-
-@pytest.fixture
-def config_file(m3e_small: Path, reviews: pa.Table, tmp_path: Path, bucket: str) -> Path:
-    pq.write_table(reviews.slice(0, 64), tmp_path / "reviews.parquet")
-    path = tmp_path / "job.yaml"
-    path.write_text(
-        f"""\
-source: {{uri: {tmp_path}/reviews.parquet}}
-recipe: {{model: {m3e_small}}}
-output: {{uri: {tmp_path}/out}}
-training:
-  uri: s3://{bucket}/model
-  sets: [{{uri: {tmp_path}/reviews.parquet, kind: class}}]
-  steps: 3
-  batch_rows: 4
-  mini_batch_rows: 2
-  max_tokens: 16
-  checkpoint_steps: 1
-  workers: 2
-""",
-        encoding="utf-8",
-    )
-    return path
-
-
-@pytest.mark.slow
-def test_two_workers_train_a_model_into_a_bucket_and_the_next_command_embeds_with_it(
-    config_file: Path, bucket: str
-) -> None:
-    model = f"s3://{bucket}/model"
-    first = jobs("train", str(config_file), "--json")
-    assert first.code == 0, first.stderr
-    assert first.report["outcome"] == "published"
-    assert [line["step"] for line in first.report["training"]["losses"]] == [1, 2, 3]
-    assert jobs("train", str(config_file), "--json").report["outcome"] == "nothing to do"
-    embedded = jobs("embed", str(config_file), f"recipe.model={model}", "runtime.look_for_repeats=false", "--json")
-    assert embedded.report["embedded"] == 64, embedded.stderr
-    other = jobs("train", str(config_file), "training.seed=9")
-    assert other.code == 3
-    assert "holds another model" in other.stderr
 
 
 def test_a_config_without_training_says_what_it_needs(tmp_path: Path) -> None:
