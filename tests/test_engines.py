@@ -17,7 +17,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from transformers.activations import ACT2FN
 
-from pipeline.encoder import onnx_body, openvino_body
+from pipeline.encoder import onnx_body, openvino_body, sentence_transformer
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.prepacked import prepack
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
@@ -95,6 +95,14 @@ def test_a_number_type_that_openvino_does_not_compute_in_is_refused_and_not_repl
     monkeypatch.setattr(openvino, "Core", lambda: old_cpu)
     with pytest.raises(EncoderError, match=r"does not compute in bfloat16 on this CPU"):
         SentenceTransformerEncoder(str(headed), "bfloat16", engine="openvino")
+
+
+@pytest.mark.parametrize(("flags", "is_native"), [("avx avx2 fma", False), ("avx2 avx512_vnni", True), ("", True)])
+def test_int8_counts_as_imitated_on_a_cpu_without_8_bit_dot_products(
+    flags: str, is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentence_transformer, "_cpu_flags", lambda: flags)
+    assert sentence_transformer._is_native("int8", "cpu") is is_native
 
 
 def test_onnx_refuses_every_number_type_but_float32(headed: Path) -> None:

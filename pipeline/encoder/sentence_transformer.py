@@ -108,17 +108,31 @@ def check_folder(folder: Path, trust_remote_code: bool, allow_pickled_weights: b
         )
 
 
+CPU_FLAGS = {
+    "bfloat16": ("avx512_bf16", "amx_bf16"),
+    "float16": ("avx512_fp16", "amx_fp16"),
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"),
+}
+"""What /proc/cpuinfo says of a CPU that has instructions for the matrix products of a number type."""
+
+
 def _is_native(compute: str, place: str) -> bool:
     """Whether the device has instructions for this number type."""
     if compute == "float32":
         return True
     if place == "cuda":
         return compute == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = _cpu_flags()
+    has_flag = not flags or any(flag in flags for flag in CPU_FLAGS[compute])
+    if compute == "int8":
+        return has_flag
     mkldnn = torch.ops.mkldnn
     supported = mkldnn._is_mkldnn_bf16_supported if compute == "bfloat16" else mkldnn._is_mkldnn_fp16_supported
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    wanted = ("avx512_bf16", "amx_bf16") if compute == "bfloat16" else ("avx512_fp16", "amx_fp16")
-    return bool(supported()) and (not flags or any(flag in flags for flag in wanted) or "aarch64" in os.uname().machine)
+    return bool(supported()) and (has_flag or "aarch64" in os.uname().machine)
+
+
+def _cpu_flags() -> str:
+    return Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
 
 
 class SentenceTransformerEncoder:
@@ -164,7 +178,7 @@ class SentenceTransformerEncoder:
             raise EncoderError("recipe.compute: int8 needs runtime.engine: openvino and a calibration")
         torch.set_float32_matmul_precision("highest")  # float32 is never TF32, whatever others in this process have set
         place = "cuda" if is_torch and device == "auto" and torch.cuda.is_available() else "cpu"
-        self.emulates = is_torch and not _is_native(compute, place)
+        self.emulates = (is_torch or compute == "int8") and not _is_native(compute, place)
         is_packed = engine == "torch" and place == "cpu" and not self.emulates and can_prepack()
         self._is_mixed = is_packed and compute == "bfloat16"
         loaded = compute if is_torch and not self._is_mixed else "float32"

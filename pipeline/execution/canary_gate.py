@@ -29,6 +29,7 @@ class Canary:
     references_ND: NDArray[np.float32]
     bounds: Bounds
     name: str = "gate.canary"
+    """Whose they are, as errors tell it."""
 
 
 def canary_of(model: ModelReference) -> Canary | None:

@@ -17,6 +17,12 @@ FOLDER = "_meta/calibrations"
 FILES = {MODEL_FILE, MODEL_FILE.replace(".xml", ".bin"), FACTS_FILE, WITNESS_FILE}
 
 
+WAYS_OUT = (
+    "restore it, name a copy of it in recipe.calibration, or embed anew into another output.uri: another calibration "
+    "would make other vectors"
+)
+
+
 def with_calibration(store: Store, recipe: Recipe, model: ModelReference, parent: Snapshot | None) -> ModelReference:
     """Return the model with the calibration that the recipe names or the output has; without, if it has none yet.
 
@@ -40,14 +46,8 @@ def with_calibration(store: Store, recipe: Recipe, model: ModelReference, parent
         return model
     identity = standing["identity"]
     if not _is_whole(store, f"{FOLDER}/{identity}"):
-        raise StorageError(f"{store.uri_of(f'{FOLDER}/{identity}')}: files of this calibration are gone; {_WAYS_OUT}")
+        raise StorageError(f"{store.uri_of(f'{FOLDER}/{identity}')}: files of this calibration are gone; {WAYS_OUT}")
     return replace(model, calibration=Calibration(store.uri_of(f"{FOLDER}/{identity}"), identity))
-
-
-_WAYS_OUT = (
-    "restore it, name a copy of it in recipe.calibration, or embed anew into another output.uri: another calibration "
-    "would make other vectors"
-)
 
 
 def told_of(store: Store, recipe: Recipe, model: ModelReference) -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ def _refuse_another(store: Store, recipe: Recipe, model: ModelReference, parent:
     if parent and gone and _uncalibrated(parent.recipe) == _uncalibrated(facts_of(recipe, model)):
         raise StorageError(
             f"{store.uri}: snapshot {parent.number} was made with calibration {gone}, which this output does not name "
-            f"any more in {pointer_key(recipe, model)}; {_WAYS_OUT}"
+            f"any more in {pointer_key(recipe, model)}; {WAYS_OUT}"
         )
 
 
