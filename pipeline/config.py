@@ -309,8 +309,9 @@ class Evaluation(Section):
     uri: Uri
     """Folder of the evaluation: texts of the tasks, their vectors (an output like any other), scores and reports."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = ("cmteb",)
-    """`cmteb` (the 35 tasks of C-MTEB model cards), `mini` (six small sets made from packages), or names of tasks, as
-    a card or as mteb has them."""
+    """`cmteb` (the 35 tasks of C-MTEB model cards), `mini` (six small sets made from packages), names of tasks, as
+    a card or as mteb has them, or `NAME:KIND` (`Tickets:Classification`) for labelled texts of your own in the
+    mirror."""
     mirror: Uri | None = None
     """Folder with the data, one folder per task, laid out as on the hub; null = from the hub (mini: from packages)."""
     reference: Uri | None = None

@@ -1,11 +1,8 @@
 """evaluate: the texts of tasks through the pipeline, scored by mteb from the Parts, and gated by a baseline."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import orjson
@@ -31,11 +28,10 @@ from pipeline.evaluation.rehearsal import texts_of
 from pipeline.evaluation.search import top_documents
 from pipeline.evaluation.stored_encoder import StoredEncoder, StoredVectors
 from pipeline.evaluation.tasks import chosen_tasks
-from pipeline.execution import run as execution
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot
-from tests import without_ray
 from tests.running import written_config
+from tests.without_ray import without_ray
 
 MAX_TOKENS = 48
 FAQ_BOOK = "debian-faq-zh-cn"
@@ -64,14 +60,8 @@ class Evaluated:
     facts: dict[str, Any]
 
 
-@contextmanager
-def no_ray() -> Iterator[None]:
-    with patch.object(execution, "_encode_missing", without_ray._encode_missing):
-        yield
-
-
 def run_evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    with no_ray():
+    with without_ray():
         code = main(["evaluate", *arguments, "--json"])
     return code, orjson.loads(capsys.readouterr().out.splitlines()[0])
 
@@ -92,7 +82,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, small_mirror: Path, m3e_
 
     loaded = load_config(config)
     assert loaded.evaluation is not None
-    with no_ray():
+    with without_ray():
         facts = evaluate(loaded, loaded.evaluation, None)["facts"]
     return Evaluated(config, folder / "evaluation", facts)
 

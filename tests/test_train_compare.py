@@ -17,7 +17,7 @@ from pipeline.config import JobConfig
 from pipeline.execution.train import TrainingResult
 from tests.benchmarks.random_model import Shape, make_model
 from tests.running import written_config
-from tests.test_evaluate import no_ray
+from tests.without_ray import without_ray
 
 SHAPE = Shape(layers=1, hidden=32, heads=2, inner=64, dimensions=16, vocabulary=200, max_tokens=32)
 RECORD = {
@@ -64,7 +64,7 @@ def test_the_mini_set_is_scored_before_and_after_and_the_table_stands_in_the_car
     tmp_path: Path, mirror: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(tmp_path, mirror)
-    with no_ray(), patch("pipeline.execution.train.train_model", changed_base):
+    with without_ray(), patch("pipeline.execution.train.train_model", changed_base):
         assert main(["train", config, "--json"]) == 0
         compared = orjson.loads(capsys.readouterr().out.splitlines()[-1])["compared"]
         assert main(["train", config]) == 0

@@ -1,5 +1,7 @@
 """A run in this process: everything of `execution.run` but Ray, which is replaced by a loop over the same stages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,16 @@ from pipeline.storage.journal import Journal
 from pipeline.storage.snapshots import Snapshot, open_snapshot
 
 
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Let every run of this process go through the stages here."""
+    with patch.object(execution, "_encode_missing", _encode_missing):
+        yield
+
+
 def run_in_process(config: str | Path, *overrides: str, max_deleted: float | None = None) -> RunReport:
     """Run `embed`, or with a limit of deletes `nightly`, without Ray and without a process of its own."""
-    with patch.object(execution, "_encode_missing", _encode_missing):
+    with without_ray():
         return execution.run(load_config(str(config), overrides), lambda progress: None, (), max_deleted)
 
 

@@ -26,6 +26,8 @@ class CardTask:
     """Its name in mteb, where that is another."""
     has_two_classes: bool = False
     """Then its card has the metric `ap`."""
+    is_own: bool = False
+    """Whether mteb does not know it."""
 
     @property
     def mteb_name(self) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Evaluation, JobConfig, Output, Source
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.card_tasks import CardTask
 from pipeline.evaluation.mirror import Files, load_from_mirror, mirrored_files
 from pipeline.evaluation.rehearsal import Rehearsal, text_table
@@ -40,7 +40,7 @@ class Collected:
         """Return a new mteb task with its data."""
         made = mteb_task(task)
         if self.mirror is None:
-            made.load_data()
+            _load_from_hub(made, task)
         else:
             load_from_mirror(made, task, self.mirror, self.files[task])
         return made
@@ -62,7 +62,7 @@ def collect(store: Store, tasks: Sequence[CardTask], mirror_uri: str | None) -> 
     """
     mirror = Store(mirror_uri) if mirror_uri else None
     files = {task: mirrored_files(mirror, task, mteb_task(task).metadata.dataset["path"]) for task in tasks if mirror}
-    names = [[task.mteb_name, task.split, task.subset] for task in tasks]
+    names = [[task.mteb_name, task.split, task.subset, *([task.kind] if task.is_own else [])] for task in tasks]
     versions = [sorted(files[task].items()) if mirror else mteb_task(task).metadata.revision for task in tasks]
     key = fingerprint({"tasks": names, "data": versions, "mteb": version("mteb")})
     collected = Collected(key, 0, False, tuple(tasks), mirror, files)
@@ -89,6 +89,17 @@ def embedding_config(config: JobConfig, evaluation: Evaluation, collected: Colle
     runtime = config.runtime.model_copy(update={"max_quarantined_fraction": 0.0, "look_for_repeats": False})
     output = Output(uri=store.uri_of("vectors"))
     return JobConfig(source=source, recipe=config.recipe, output=output, runtime=runtime, gate=config.gate)
+
+
+def _load_from_hub(made: Any, task: CardTask) -> None:
+    try:
+        made.load_data()
+    except (OSError, ValueError) as error:
+        where = f"{made.metadata.dataset['path']} at revision {made.metadata.revision}"
+        raise SourceError(
+            f"the data of {task.name} could not be had from the hub ({where}): {type(error).__name__}. Without the hub "
+            "let evaluation.mirror name a folder with it."
+        ) from error
 
 
 def _texts(collected: Collected) -> Iterable[str]:

@@ -10,14 +10,18 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval
 
 from pipeline.errors import SourceError
 from pipeline.evaluation.card_tasks import CardTask
+from pipeline.evaluation.search_sets import CANDIDATES, of_candidates, of_tables
 from pipeline.storage.filesystem import Store
 
 Files = dict[str, str]
 """Of a task's folder: the version of each Parquet file by its key."""
+
+COLUMN_ATTRIBUTES = ("input_column_name", "input1_column_name", "input2_column_name", "label_column_name")
+"""Where tasks of mteb say which columns they read; those of STS say it in `column_names`."""
 
 
 def mirrored_files(mirror: Store, task: CardTask, dataset_path: str) -> Files:
@@ -41,54 +45,91 @@ def load_from_mirror(mteb_task: Any, task: CardTask, mirror: Store, files: Files
     """Give a task its data.
 
     Raises:
-        SourceError: a split or a table is missing.
+        SourceError: a split, a table or a column is missing, or a file was changed since it was listed.
     """
+    splits = _splits(task, files, str(mteb_task.metadata.dataset["path"]))
     if isinstance(mteb_task, AbsTaskRetrieval):
-        mteb_task.dataset = {task.subset: {task.split: _search_data(task, mirror, files)}}
+        mteb_task.dataset = {task.subset: {task.split: _search_data(task, mirror, files, splits)}}
     else:
-        splits = {
-            match[1]: _table(mirror, files, match[1], folder)
-            for folder in ("data", task.subset)
-            for key in files
-            if (match := re.search(rf"/{re.escape(folder)}/([\w.]+?)-\d[^/]*$", key))
-        }
-        if task.split not in splits:
-            raise SourceError(f"{mirror.uri}: the data of {task.name} has no split {task.split}, only {sorted(splits)}")
-        of_splits = datasets.DatasetDict({split: datasets.Dataset(table) for split, table in splits.items()})
+        needed = (task.split, mteb_task.train_split) if isinstance(mteb_task, AbsTaskClassification) else (task.split,)
+        for split in needed:
+            if split not in splits:
+                found = ", ".join(sorted(splits)) or ", ".join(sorted(files))
+                raise SourceError(f"{mirror.uri}: the data of {task.name} has no split {split}, only {found}")
+        tables = {split: datasets.Dataset(_table(mirror, files, splits[split])) for split in needed}
+        of_splits = datasets.DatasetDict(tables)
         mteb_task.dataset = of_splits if task.subset == "default" else {task.subset: of_splits}
-    mteb_task.dataset_transform()
+    try:
+        mteb_task.dataset_transform()
+    except (KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SourceError(f"{mirror.uri}: the data of {task.name} is not as on the hub: {reason}") from error
+    if not isinstance(mteb_task, AbsTaskRetrieval):
+        _check_columns(mteb_task, task, mirror)
     mteb_task.data_loaded = True
 
 
-def _search_data(task: CardTask, mirror: Store, files: Files) -> dict[str, Any]:
-    names = {key.split("/")[-2] for key in files}
-    judged = _table(mirror, files, task.split, "qrels" if "qrels" in names else "default")
-    relevant: dict[str, dict[str, int]] = {}
-    columns = (judged[name].to_pylist() for name in ("query-id", "corpus-id", "score"))
-    for query, document, score in zip(*columns, strict=True):
-        relevant.setdefault(query, {})[document] = int(score)
-    queries = _texts(_table(mirror, files, task.split, "queries"))
-    top_ranked = None
-    if "top_ranked" in names:
-        table = _table(mirror, files, task.split, "top_ranked")
-        top_ranked = dict(zip(table["query-id"].to_pylist(), table["corpus-ids"].to_pylist(), strict=True))
-    return {
-        "corpus": _texts(_table(mirror, files, task.split, "corpus")),
-        "queries": queries.filter(lambda row: row["id"] in relevant),
-        "relevant_docs": relevant,
-        "top_ranked": top_ranked,
+def _splits(task: CardTask, files: Files, dataset_path: str) -> dict[str, list[str]]:
+    """Return the files of each split: of the folder of the subset, of `data/`, or directly in that of the task."""
+    splits: dict[str, list[str]] = {}
+    for folder in (task.subset, "data", task.name, task.mteb_name, dataset_path.split("/")[-1]):
+        of_folder: dict[str, list[str]] = {}
+        for key in sorted(files):
+            match = re.fullmatch(rf"(?:.*/)?{re.escape(folder)}/([\w.]+?)(-\d[^/]*)?\.parquet", key)
+            if match:
+                of_folder.setdefault(match[1], []).append(key)
+        splits = of_folder | splits
+    return splits
+
+
+def _check_columns(mteb_task: Any, task: CardTask, mirror: Store) -> None:
+    of_task = [getattr(mteb_task, name) for name in COLUMN_ATTRIBUTES if hasattr(mteb_task, name)]
+    expected = {*of_task, *(getattr(mteb_task, "column_names", ())), *(["score"] if task.kind == "STS" else [])}
+    of_splits = mteb_task.dataset if task.subset == "default" else mteb_task.dataset[task.subset]
+    for split, rows in of_splits.items():
+        missing = sorted(expected - set(rows.column_names))
+        if missing:
+            found = ", ".join(rows.column_names)
+            raise SourceError(
+                f"{mirror.uri}: {split} of {task.name} has no column {', '.join(missing)}; its columns are {found}"
+            )
+
+
+def _search_data(task: CardTask, mirror: Store, files: Files, splits: dict[str, list[str]]) -> dict[str, Any]:
+    """Return corpus, queries, judgements and candidates as mteb holds them."""
+    where = f"{mirror.uri}: {task.name}"
+    folders = {key.split("/")[-2] for key in files}
+    if "corpus" not in folders and task.split in splits:
+        rows = _table(mirror, files, splits[task.split])
+        if set(CANDIDATES) <= set(rows.column_names):
+            return of_candidates(rows)
+    tables = {
+        "corpus": _of_folder(mirror, files, task.split, "corpus"),
+        "queries": _of_folder(mirror, files, task.split, "queries"),
+        "judged": _of_folder(mirror, files, task.split, "qrels" if "qrels" in folders else "default"),
     }
+    if "top_ranked" in folders:
+        tables["top_ranked"] = _of_folder(mirror, files, task.split, "top_ranked")
+    return of_tables(tables, where)
 
 
-def _texts(table: pa.Table) -> Any:
-    return datasets.Dataset(table.rename_columns(["id" if name == "_id" else name for name in table.column_names]))
-
-
-def _table(mirror: Store, files: Files, split: str, folder: str) -> pa.Table:
+def _of_folder(mirror: Store, files: Files, split: str, folder: str) -> pa.Table:
     """Return the rows of a split; a table without splits, as a corpus often is, is taken whole."""
     of_folder = sorted(key for key in files if key.split("/")[-2] == folder)
     of_split = [key for key in of_folder if re.match(rf"{re.escape(split)}[-.]", key.split("/")[-1])]
-    if not of_folder or (folder in ("data", "default", "qrels") and not of_split):
+    if not of_folder or (folder in ("default", "qrels") and not of_split):
         raise SourceError(f"{mirror.uri} has no {folder}/{split}-*.parquet among {', '.join(sorted(files))}")
-    contents = [mirror.read(key) for key in of_split or of_folder]
-    return pa.concat_tables([pq.read_table(pa.BufferReader(content)) for content in contents])
+    return _table(mirror, files, of_split or of_folder)
+
+
+def _table(mirror: Store, files: Files, keys: list[str]) -> pa.Table:
+    tables = []
+    for key in keys:
+        content, stat = mirror.read(key), mirror.stat(key)
+        if content is None or stat is None or stat.version != files[key]:
+            raise SourceError(f"{mirror.uri_of(key)} was changed while it was evaluated; run again")
+        try:
+            tables.append(pq.read_table(pa.BufferReader(content)))
+        except pa.ArrowException as error:
+            raise SourceError(f"{mirror.uri_of(key)} is no Parquet file: {error}") from error
+    return pa.concat_tables(tables)

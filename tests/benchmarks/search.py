@@ -63,12 +63,12 @@ def _searched(uri: str, documents: int, queries: int) -> dict[str, object]:
     """Search as mteb would, and compare with a product of everything."""
     from datasets import Dataset
 
-    from pipeline.evaluation.mini_tasks import MINI_TASKS, mini_task
+    from pipeline.evaluation.own_tasks import as_mteb_task, own_task
     from pipeline.evaluation.stored_encoder import StoredEncoder, StoredVectors
     from pipeline.storage.snapshots import open_snapshot
 
     texts = _texts(documents + queries)
-    metadata = mini_task(next(task for task in MINI_TASKS if task.kind == "Retrieval")).metadata
+    metadata = as_mteb_task(own_task("Search", "Retrieval")).metadata
     tables = [
         Dataset.from_dict({"id": [str(n) for n in range(len(rows))], "text": rows})
         for rows in (texts[:documents], texts[documents:])
