@@ -1,6 +1,7 @@
 """Runs without Ray: plan, journal and publish as they are, the four stages one after the other in this process."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -53,19 +54,13 @@ class Killed(BaseException):
     """The driver is dead."""
 
 
-def run_inline(
-    config: JobConfig, retry: Collection[Reason] = (), is_sick: bool = False, dies_after_blocks: int | None = None
-) -> RunReport:
-    """Run a job in this process.
+@contextmanager
+def inline(before_block: Callable[[int], None], is_sick: bool = False) -> Iterator[None]:
+    """Let every run of this process go through the stages here, Block by Block, each journalled at once.
 
     Args:
-        retry: as for `requeue`.
+        before_block: called with how many Blocks this run has journalled, when the next one is written.
         is_sick: whether frail texts have no vector.
-        dies_after_blocks: end, as by SIGKILL, when so many Blocks are journalled.
-
-    Raises:
-        Killed: it was ended so.
-        PipelineError: as `execution.run`.
     """
 
     def encode_missing(
@@ -83,8 +78,7 @@ def run_inline(
             blocks = 0
             for shard in plan.embed:
                 for receipt in blocks_of(store, settings, shard, plan.done_blocks(shard.shard_id), is_sick):
-                    if blocks == dies_after_blocks:
-                        raise Killed
+                    before_block(blocks)
                     yield receipt
                     blocks += 1
 
@@ -96,4 +90,27 @@ def run_inline(
         patch.object(run_report, "_map_of", lambda store, report: None),
         patch.object(run_report, "render_html", lambda report, vectors: ""),
     ):
+        yield
+
+
+def run_inline(
+    config: JobConfig, retry: Collection[Reason] = (), is_sick: bool = False, dies_after_blocks: int | None = None
+) -> RunReport:
+    """Run a job in this process.
+
+    Args:
+        retry: as for `requeue`.
+        is_sick: whether frail texts have no vector.
+        dies_after_blocks: end, as by SIGKILL, when so many Blocks are journalled.
+
+    Raises:
+        Killed: it was ended so.
+        PipelineError: as `execution.run`.
+    """
+
+    def before_block(blocks: int) -> None:
+        if blocks == dies_after_blocks:
+            raise Killed
+
+    with inline(before_block, is_sick):
         return execution.run(config, lambda progress: None, retry)
