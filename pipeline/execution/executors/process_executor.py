@@ -55,7 +55,7 @@ class Worker:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", process_worker.__name__, str(theirs.fileno())],
-                env=WORKER_ENVIRONMENT | os.environ | NO_GPU,
+                env=WORKER_ENVIRONMENT | os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
