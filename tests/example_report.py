@@ -67,6 +67,7 @@ def example_report() -> RunReport:
         batches=480,
         batch_splits=2,
         retries=1,
+        executor="ray",
         encoders=2,
         hosts=["node-1 (16 CPUs, 2 GPUs, 64 GB)"],
         device="cpu (2 cores)",

@@ -90,6 +90,12 @@ def test_the_end_of_a_run_is_told_with_its_counts() -> None:
     assert failed["run"]["facets"]["errorMessage"]["message"] == "No room."
 
 
+def test_ray_is_named_where_it_ran_the_stages_and_only_there() -> None:
+    facets = run_event(example_report())["run"]["facets"]
+    assert facets["processing_engine"]["name"] == "Ray"
+    assert "processing_engine" not in run_event(replace(example_report(), executor="process"))["run"]["facets"]
+
+
 def test_two_runs_have_two_ids_and_one_report_has_one() -> None:
     first, later = example_report(), replace(example_report(), started_at="2026-10-15T02:00:07+00:00")
     assert run_event(first)["run"] == run_event(first)["run"]

@@ -190,6 +190,7 @@ def without_ray(config: JobConfig, early: EarlyEncoder | None, report: RunReport
     cores = threads_of_only_encoder(config.runtime, os.environ)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     report.hosts = [f"{socket.gethostname()} ({cores} CPUs, {memory / 1e9:.0f} GB)"]
+    report.executor = "process"
     report.encoders, report.device = 1, "cpu"
     executor = ProcessExecutor(cores, early)
     try:

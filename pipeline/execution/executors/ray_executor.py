@@ -75,6 +75,7 @@ def on_ray(config: JobConfig, early: EarlyEncoder | None, report: RunReport) -> 
         shares = divide(config.runtime)
         report.hosts = hosts()
         report.warnings += short_of_cores(shares, ray_cores())
+        report.executor = "ray"
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         yield RayExecutor(config.runtime, shares, early)
     finally:

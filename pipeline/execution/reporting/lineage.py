@@ -23,10 +23,10 @@ def run_event(report: RunReport) -> dict[str, Any]:
     namespace, name = _dataset_name(report.output_uri)
     facets: dict[str, Any] = {
         "nominalTime": _facet("NominalTimeRunFacet", "1-0-1", nominalStartTime=started.isoformat()),
-        "processing_engine": _facet(
-            "ProcessingEngineRunFacet", "1-1-1", name="Ray", version=report.versions.get("ray", "unknown")
-        ),
     }
+    if report.executor == "ray":
+        of_ray = {"name": "Ray", "version": report.versions.get("ray", "unknown")}
+        facets["processing_engine"] = _facet("ProcessingEngineRunFacet", "1-1-1", **of_ray)
     if report.error:
         message = _facet("ErrorMessageRunFacet", "1-0-1", message=report.error, programmingLanguage="Python")
         facets["errorMessage"] = message

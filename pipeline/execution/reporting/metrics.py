@@ -103,6 +103,8 @@ class RunReport:
     encoders: int = 0
     hosts: list[str] = field(default_factory=list)
     """The nodes of the cluster, each with what it offers."""
+    executor: str = ""
+    """Who ran the stages: ray, or process where so little was to be done that none was started; empty = nothing was."""
     device: str = ""
     engine: str = ""
     """What the encoders began with: torch | torch-compile | openvino | onnx; empty without a model."""

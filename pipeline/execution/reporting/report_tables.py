@@ -105,6 +105,7 @@ def facts(report: "RunReport") -> dict[str, str]:
         "run": report.run_key,
         "fingerprint": report.fingerprint,
         "hosts": ", ".join(report.hosts),
+        "executor": report.executor,
         "device": report.device,
         "encoders": str(report.encoders) if report.encoders else "",
         "engine": _engine(report),
