@@ -227,14 +227,17 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 def _checkpoint_reporter() -> Any:
-    """Return what brings every checkpoint of the trainer to the storage of the run."""
+    """Return what brings every checkpoint of the trainer to the storage of the run.
+
+    The first worker has the weights and the optimizer in it, each other one the state of its own random numbers; Ray
+    puts the files of all into one folder.
+    """
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     class CheckpointReporter(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            is_first = ray.train.get_context().get_world_rank() == 0
-            checkpoint = ray.train.Checkpoint.from_directory(folder) if is_first else None
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
 
     return CheckpointReporter()

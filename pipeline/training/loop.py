@@ -134,6 +134,7 @@ def _arguments(chosen: Hyperparameters, folder: Path) -> SentenceTransformerTrai
         dataloader_drop_last=True,
         learning_rate=chosen.learning_rate,
         warmup_steps=round(chosen.warmup_fraction * chosen.steps),
+        use_cpu=not torch.cuda.is_available(),  # accelerate 1.x sees only one of several workers without a GPU else
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         save_strategy="steps",
         save_steps=chosen.checkpoint_steps,
