@@ -14,8 +14,8 @@ TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Upper bounds of the tokens-per-row histogram; a last bucket takes what is longer."""
 
 EMULATED = (
-    "this hardware has no arithmetic of the recipe's compute type and imitates it slowly; recipe.compute: float32 "
-    "is faster here (and makes other vectors: everything is embedded anew)"
+    "this hardware has no arithmetic of the recipe's compute type and imitates it; recipe.compute: float32 is at least "
+    "about as fast here (and makes other vectors: everything is embedded anew)"
 )
 
 ISOLATED = (
