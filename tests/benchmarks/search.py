@@ -81,7 +81,7 @@ def _searched(uri: str, documents: int, queries: int) -> dict[str, object]:
     figures = {
         "read_seconds": round(read - started, 1),
         "search_seconds": round(time.perf_counter() - read, 1),
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6,
     }
     checked = np.linspace(0, queries - 1, min(CHECKED, queries)).astype(int).tolist()
     found_Q10 = np.array([[int(document) for document in list(found[str(query)])[:10]] for query in checked])
