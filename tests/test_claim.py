@@ -27,7 +27,7 @@ def test_two_claims_in_one_process_conflict_until_the_first_is_released(store: S
 
 def test_a_beat_that_comes_after_the_release_does_not_take_it_back(local: Store) -> None:
     on_another_machine(local)
-    local.put("_meta/claims/00000001/00000000.released", b"them")
+    local.put("_meta/claims/00000001/00000000.released", orjson.dumps({"driver": "them"}))
     beat(local, "them", 2)
     with Claim(local, 1) as mine:
         assert mine.epoch == 1

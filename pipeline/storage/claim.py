@@ -54,7 +54,7 @@ class Claim:
         with suppress(PipelineError):  # what ended the run is what must be told
             if not self.is_lost():
                 # A key of its own: a beat that is late on its way to the store must not take it back.
-                self.store.put(_released(self.folder, self.epoch), self.driver.encode())
+                self.store.put(_released(self.folder, self.epoch), orjson.dumps({"driver": self.driver}))
 
     def is_lost(self) -> bool:
         """Whether another driver has taken a later epoch."""
@@ -71,7 +71,7 @@ class Claim:
         return epochs[-1] + 1
 
     def _is_alive(self, owner: dict[str, Any], epoch: int) -> bool:
-        if self.store.read(_released(self.folder, epoch)) == owner["driver"].encode():
+        if _has_let_go(self.store, self.folder, epoch, owner):
             return False
         first = self._read_beat(epoch)
         here = _process_identity()
@@ -131,7 +131,7 @@ def holder_of(store: Store, snapshot: int) -> Holder | None:
     if not content:
         return None
     owner, epoch = orjson.loads(content), int(Path(epochs[-1]).stem)
-    if store.read(_released(folder, epoch)) == owner["driver"].encode():
+    if _has_let_go(store, folder, epoch, owner):
         return None
     beat_key = f"{folder}/{epoch:08d}.beat"
     first = orjson.loads(store.read(beat_key) or b"{}")
@@ -146,6 +146,11 @@ def holder_of(store: Store, snapshot: int) -> Holder | None:
 def _released(folder: str, epoch: int) -> str:
     """Return the key under which the driver of an epoch says that it has let go."""
     return f"{folder}/{epoch:08d}.released"
+
+
+def _has_let_go(store: Store, folder: str, epoch: int, owner: dict[str, Any]) -> bool:
+    content = store.read(_released(folder, epoch))
+    return content is not None and orjson.loads(content) == {"driver": owner.get("driver")}
 
 
 def _process_identity() -> dict[str, Any]:
