@@ -1,5 +1,7 @@
 """The steps of a training on one worker: going on after a death, a head, what a config must say."""
 
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sentence_transformers import SentenceTransformer
+from torch import distributed
 from transformers import TrainerCallback
 
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.execution.train import plan_training
-from pipeline.training.loop import Hyperparameters, train, with_head
+from pipeline.training.loop import Hyperparameters, _arguments, train, with_head
 from pipeline.training.sets import TrainingExamples, distinct_examples
 from tests.test_demo_training_sets import strings_of
 
@@ -95,3 +98,23 @@ def test_a_config_without_training_says_what_it_needs(tmp_path: Path) -> None:
     config = JobConfig.model_validate({"source": {"uri": "in"}, "recipe": {"model": "m"}, "output": {"uri": "out"}})
     with pytest.raises(ConfigError, match=r"needs at least training\.uri and training\.sets"):
         plan_training(config)
+
+
+def told_of_workers(rank: int, folder: str) -> None:
+    """Be one of two workers without a GPU, as Ray starts them: write down what the trainer knows of both."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "CUDA_VISIBLE_DEVICES": ""}
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    arguments = _arguments(chosen(), Path(folder))
+    Path(folder, f"{rank}.txt").write_text(f"{arguments.process_index} of {arguments.world_size}")
+    distributed.destroy_process_group()
+
+
+def test_workers_without_a_gpu_know_of_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=told_of_workers, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0 of 2", "1 of 2"]

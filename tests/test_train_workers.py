@@ -1,6 +1,10 @@
-"""`train` with two workers on sets in a bucket: a head, two widths, and a model that the next command embeds with."""
+"""`train` with two workers on sets in a bucket: killed and started again, and its model embeds."""
 
 import io
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load
 from sentence_transformers import SentenceTransformer
 
 from jobs.demo.local_s3 import LocalS3
+from jobs.demo.processes import Process
 from pipeline import open_snapshot
 from pipeline.arrow import vectors_of
 from pipeline.config import Recipe
@@ -19,6 +25,7 @@ from pipeline.execution.planning.model import local_folder, resolve_model
 from pipeline.storage.filesystem import Store
 from tests.benchmarks.random_model import Shape, make_model, texts_of
 from tests.running import Finished, ended, started, written_config
+from tests.watching import command_line, family_of
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +97,13 @@ def undisturbed(trainings: Trainings) -> Finished:
     return finished("train", trainings.config("undisturbed"), "--json")
 
 
+def weights_of(name: str) -> dict[str, np.ndarray]:
+    store = Store(f"s3://{BUCKET}/{name}")
+    files = [key for key in sorted(store.files("")) if key.endswith(".safetensors")]
+    assert len(files) == 3, files  # of the body, of the model's own head, and of the new one
+    return {f"{key}:{part}": value for key in files for part, value in load(store.read(key) or b"").items()}
+
+
 def test_a_model_trained_by_two_workers_on_sets_in_a_bucket_embeds_at_both_of_its_widths(
     trainings: Trainings, undisturbed: Finished
 ) -> None:
@@ -114,3 +128,46 @@ def test_a_training_that_was_done_is_not_done_again_and_another_one_does_not_rep
     other = finished("train", config, "training.seed=9")
     assert other.code == 3
     assert "holds another model" in other.stderr
+
+
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait until something has happened; the process must still be running then."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert process.poll() is None, f"ended before it could be disturbed: {ended(process).stderr[-2000:]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def checkpoints_of(name: str) -> set[str]:
+    """Return the whole checkpoints of a training in the bucket: those with the state of both workers."""
+    keys = Store(f"s3://{BUCKET}/{name}-checkpoints").files("")
+    return {key.rpartition("/")[0] for key in keys if key.endswith("/rng_state_1.pth")}
+
+
+def workers_of(driver: "subprocess.Popen[str]") -> list[Process]:
+    titles = {pid: command_line(pid) for pid in family_of(driver.pid)}
+    return [Process(pid, title) for pid, title in titles.items() if "RayTrainWorker" in title]
+
+
+def test_a_training_whose_driver_and_then_a_worker_were_killed_ends_with_the_weights_of_one_that_was_not(
+    trainings: Trainings, undisturbed: Finished
+) -> None:
+    config, kills = trainings.config("disturbed"), []
+    driver = started("train", config, "--json")
+    wait_until(lambda: bool(checkpoints_of("disturbed")), driver)
+    driver.send_signal(signal.SIGKILL)
+    assert ended(driver).code == -signal.SIGKILL
+    kills.append("driver")
+
+    again, before = started("train", config, "--json"), checkpoints_of("disturbed")
+    wait_until(lambda: bool(checkpoints_of("disturbed") - before), again)
+    kills += ["worker"] * workers_of(again)[-1].kill()
+    done = ended(again, SECONDS)
+    assert done.code == 0, done.stderr
+    assert kills == ["driver", "worker"]
+    assert done.report["training"]["losses"] == undisturbed.report["training"]["losses"]
+    disturbed, straight = weights_of("disturbed"), weights_of("undisturbed")
+    assert disturbed.keys() == straight.keys()
+    for part, value in straight.items():
+        np.testing.assert_array_equal(disturbed[part], value, err_msg=part)
