@@ -19,14 +19,19 @@ FILES, ROWS = 3, 16
 CURSE, SECOND_CURSE = "鑫", "魏"
 """Characters with tokens of their own that stand in one text each."""
 
-ON_RAY, IN_PROCESSES = 0, 2**40
+ON_RAY, IN_PROCESSES = pytest.param(0, id="on Ray"), pytest.param(2**40, id="in processes")
+LONG = pytest.mark.long
+"""Of the executor that does no more than pass such a fault on; both are tried in `make chaos`."""
+
+ON_BOTH = pytest.mark.parametrize("without_ray_bytes", [ON_RAY, IN_PROCESSES])
+MAINLY_ON_RAY = pytest.mark.parametrize(
+    "without_ray_bytes", [ON_RAY, pytest.param(2**40, id="in processes", marks=LONG)]
+)
+MAINLY_IN_PROCESSES = pytest.mark.parametrize(
+    "without_ray_bytes", [pytest.param(0, id="on Ray", marks=LONG), IN_PROCESSES]
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
-
-
-@pytest.fixture(params=[ON_RAY, IN_PROCESSES], ids=["on Ray", "in processes"])
-def without_ray_bytes(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,7 @@ def quarantine_of(output: str) -> list[tuple[str, str]]:
     return [(row["id"], row["reason"]) for path in paths for row in pq.read_table(path).to_pylist()]
 
 
+@ON_BOTH
 def test_a_row_that_kills_its_process_is_found_and_costs_no_other_row(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
@@ -120,6 +126,7 @@ opened, builtins.open = builtins.open, open_lethally
 """Lets one file end every process that reads it, but not the one that plans."""
 
 
+@MAINLY_IN_PROCESSES
 def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(
     tmp_path: Path, without_ray_bytes: int
 ) -> None:
@@ -148,6 +155,7 @@ def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(
     assert any("killed their workers" in warning for warning in finished.report["warnings"])
 
 
+@MAINLY_IN_PROCESSES
 def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
@@ -160,6 +168,7 @@ def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
     assert finished.report["embedded"] == FILES * ROWS - 2
 
 
+@MAINLY_IN_PROCESSES
 def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
@@ -174,6 +183,7 @@ def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
     assert "runtime.batch_tokens" in warning
 
 
+@MAINLY_ON_RAY
 def test_a_sick_encoder_is_replaced_by_a_fresh_process(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
@@ -185,6 +195,7 @@ def test_a_sick_encoder_is_replaced_by_a_fresh_process(
     assert finished.report["embedded"] == FILES * ROWS
 
 
+@MAINLY_ON_RAY
 def test_without_a_healthy_encoder_the_run_ends_and_says_so(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
@@ -200,6 +211,7 @@ def test_without_a_healthy_encoder_the_run_ends_and_says_so(
     assert quarantine_of(output) == []
 
 
+@MAINLY_ON_RAY
 def test_a_run_that_stands_still_ends_and_names_stage_and_shard(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
