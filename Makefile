@@ -25,8 +25,8 @@ cluster-stop: ## end that cluster, from another terminal
 test: $(STAMP) ## run the tests; choose with ARGS='-k journal'
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(STAMP) ## kill, freeze and deceive everything, 200 kills (an hour); repeat a round with ARGS='--seed 7 --kills 20'
-	@$(BIN)/python -m pytest -m chaos --kills 200 $(ARGS)
+chaos: $(STAMP) ## kill, freeze and deceive everything, 200 kills, and all long tests (an hour and more); repeat a round with ARGS='--seed 7 --kills 20'
+	@$(BIN)/python -m pytest -m 'chaos or long' --kills 200 $(ARGS)
 
 check: $(STAMP) ## ruff, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

@@ -19,17 +19,14 @@ FILES, ROWS = 3, 16
 CURSE, SECOND_CURSE = "鑫", "魏"
 """Characters with tokens of their own that stand in one text each."""
 
-ON_RAY, IN_PROCESSES = pytest.param(0, id="on Ray"), pytest.param(2**40, id="in processes")
-LONG = pytest.mark.long
-"""Of the executor that does no more than pass such a fault on; both are tried in `make chaos`."""
 
-ON_BOTH = pytest.mark.parametrize("without_ray_bytes", [ON_RAY, IN_PROCESSES])
-MAINLY_ON_RAY = pytest.mark.parametrize(
-    "without_ray_bytes", [ON_RAY, pytest.param(2**40, id="in processes", marks=LONG)]
-)
-MAINLY_IN_PROCESSES = pytest.mark.parametrize(
-    "without_ray_bytes", [pytest.param(0, id="on Ray", marks=LONG), IN_PROCESSES]
-)
+def on(*executors: str, later: str = "") -> pytest.MarkDecorator:
+    """Return the mark of a test that runs on these executors, and on another one in `make chaos` only."""
+    bytes_of = {"Ray": 0, "processes": 2**40}
+    params = [pytest.param(bytes_of[name], id=f"on {name}") for name in executors]
+    params += [pytest.param(bytes_of[name], id=f"on {name}", marks=pytest.mark.long) for name in later.split()]
+    return pytest.mark.parametrize("without_ray_bytes", params)
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -87,7 +84,7 @@ def quarantine_of(output: str) -> list[tuple[str, str]]:
     return [(row["id"], row["reason"]) for path in paths for row in pq.read_table(path).to_pylist()]
 
 
-@ON_BOTH
+@on("Ray", later="processes")
 def test_a_row_that_kills_its_process_is_found_and_costs_no_other_row(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
@@ -126,7 +123,7 @@ opened, builtins.open = builtins.open, open_lethally
 """Lets one file end every process that reads it, but not the one that plans."""
 
 
-@MAINLY_IN_PROCESSES
+@on("processes", later="Ray")
 def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(
     tmp_path: Path, without_ray_bytes: int
 ) -> None:
@@ -155,7 +152,7 @@ def test_a_file_that_kills_its_readers_is_set_aside_and_costs_no_other_row(
     assert any("killed their workers" in warning for warning in finished.report["warnings"])
 
 
-@MAINLY_IN_PROCESSES
+@on("processes", later="Ray")
 def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
@@ -168,7 +165,7 @@ def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
     assert finished.report["embedded"] == FILES * ROWS - 2
 
 
-@MAINLY_IN_PROCESSES
+@on("processes", later="Ray")
 def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
@@ -183,7 +180,7 @@ def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
     assert "runtime.batch_tokens" in warning
 
 
-@MAINLY_ON_RAY
+@on("Ray", later="processes")
 def test_a_sick_encoder_is_replaced_by_a_fresh_process(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
@@ -195,7 +192,7 @@ def test_a_sick_encoder_is_replaced_by_a_fresh_process(
     assert finished.report["embedded"] == FILES * ROWS
 
 
-@MAINLY_ON_RAY
+@on(later="Ray processes")
 def test_without_a_healthy_encoder_the_run_ends_and_says_so(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
@@ -211,7 +208,7 @@ def test_without_a_healthy_encoder_the_run_ends_and_says_so(
     assert quarantine_of(output) == []
 
 
-@MAINLY_ON_RAY
+@on("Ray", later="processes")
 def test_a_run_that_stands_still_ends_and_names_stage_and_shard(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:

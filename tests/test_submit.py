@@ -132,6 +132,7 @@ def test_who_has_no_token_of_the_cluster_is_told_in_one_line_and_submits_nothing
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(cluster: LocalCluster, tmp_path: Path) -> None:
     host, port = cluster.dashboard_url.removeprefix("http://").split(":")
     certificate = certify(tmp_path / "certificate.pem")

@@ -150,6 +150,7 @@ def workers_of(driver: "subprocess.Popen[str]") -> list[Process]:
     return [Process(pid, title) for pid, title in titles.items() if "RayTrainWorker" in title]
 
 
+@pytest.mark.long
 def test_a_training_whose_driver_and_then_a_worker_were_killed_ends_with_the_weights_of_one_that_was_not(
     trainings: Trainings, undisturbed: Finished
 ) -> None:
