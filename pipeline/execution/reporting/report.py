@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.execution.reporting.comparison import compared
-from pipeline.execution.reporting.lineage import run_event
 from pipeline.execution.reporting.report_tables import equation, facts, key_figures, moment, plain
 from pipeline.page import rendered
 from pipeline.units import counted, duration, percent, thousands
@@ -29,6 +28,8 @@ FASTER = {
 
 def report_facts(report: "RunReport") -> dict[str, Any]:
     """Return the report as plain JSON values, fields in the order of RunReport, the event for lineage last."""
+    from pipeline.execution.reporting.lineage import run_event
+
     return report.to_json() | {"lineage": run_event(report)}
 
 
