@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config import JobConfig, Output
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, in_a_line
 
 STDIN = "-"
 
@@ -75,7 +75,7 @@ def _parse(path: str) -> tuple[dict[str, Any], Where]:
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {in_a_line(error)}") from None
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected the sections {', '.join(JobConfig.model_fields)}; found no mapping")
     where: Where = {}

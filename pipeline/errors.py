@@ -75,3 +75,8 @@ class GateFailed(PipelineError):
 
 class ReconciliationError(PipelineError):
     """Rows read and rows accounted for differ; the run publishes nothing."""
+
+
+def in_a_line(error: BaseException, most: int | None = None) -> str:
+    """Return what an error says, on one line; of a library's long message the first `most` characters."""
+    return " ".join(str(error).split())[:most]

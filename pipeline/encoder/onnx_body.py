@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.encoder.traced import TokenEmbeddings, ragged_example
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, in_a_line
 
 
 class OnnxBody:
@@ -33,7 +33,7 @@ class OnnxBody:
                 exported(transformer), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            why = " ".join(str(error).split())[:300]
+            why = in_a_line(error, 300)
             raise EncoderError(f"runtime.engine: onnx cannot convert this model: {why}") from error
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:

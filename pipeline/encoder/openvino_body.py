@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.encoder.traced import TokenEmbeddings, ragged_example
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, in_a_line
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Number types that OpenVINO computes in on a CPU, by their names there."""
@@ -93,7 +93,7 @@ def _told_in_a_line() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:300]
+        why = in_a_line(error, 300)
         raise EncoderError(f"runtime.engine: openvino cannot convert this model: {why}") from error
 
 

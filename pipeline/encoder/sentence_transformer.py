@@ -24,7 +24,7 @@ from pipeline.encoder.openvino_body import OpenVinoBody, check_arithmetic, conve
 from pipeline.encoder.prepacked import can_prepack, prepack
 from pipeline.encoder.probe import probe_of
 from pipeline.encoder.transfer import Transfer
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, in_a_line
 from pipeline.records import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +67,7 @@ def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled
             f"{folder}: its pickled weights hold more than numbers, which may be code, and were not loaded"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        why = " ".join(str(error).split())  # one line: the last one of a child's stderr is all that its parent sees
+        why = in_a_line(error)  # one line: the last one of a child's stderr is all that its parent sees
         if "trust_remote_code" in why and not trust_remote_code:
             why += " (here: recipe.trust_remote_code: true, if you have read that code)"
         raise EncoderError(f"{folder}: cannot be loaded as a sentence-transformers model: {why}") from error
@@ -250,7 +250,7 @@ class SentenceTransformerEncoder:
             cosine = compare(self.encode(probe), expected_BD).min_cosine
             why = "" if cosine >= SAME_ROWS else f"gives other vectors than padded rows (cosine {cosine:.4f})"
         except Exception as error:  # noqa: BLE001  what a kernel says of a model or a device that it does not fit
-            why = f"fails on this model: {' '.join(str(error).split())[:200] or type(error).__name__}"
+            why = f"fails on this model: {in_a_line(error, 200) or type(error).__name__}"
         if why:
             transformer.model.set_attn_implementation(before)
             self.attention = padded
@@ -265,7 +265,7 @@ class SentenceTransformerEncoder:
                 raise ValueError("it has no repeated layers")
             found_BD = self.encode(probe)
         except Exception as error:
-            why = " ".join(str(error).split())[:300]
+            why = in_a_line(error, 300)
             raise EncoderError(f"runtime.engine: torch-compile cannot compile this model here: {why}") from error
         self._check_same(expected_BD, found_BD)
 

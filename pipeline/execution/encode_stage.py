@@ -16,7 +16,7 @@ from pipeline.encoder.engines import TRIAL_TOKENS, engines_to_try, fastest, firs
 from pipeline.encoder.packed import Encoded, encode_or_zero, take
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
-from pipeline.errors import PipelineError, SickDevice
+from pipeline.errors import PipelineError, SickDevice, in_a_line
 from pipeline.execution.attempts import marked, replace_process
 from pipeline.execution.canary_gate import check_encoder
 from pipeline.execution.early_encoder import joined
@@ -170,7 +170,7 @@ class EncodeBlocks:
         except PipelineError:
             raise
         except Exception as error:  # noqa: BLE001  what a sick device raises is anybody's guess
-            place = " ".join(str(error).split())[:300]
+            place = in_a_line(error, 300)
             self._give_up(SickDevice(f"the model cannot be loaded on its device: {type(error).__name__}: {place}"))
 
     def _give_up(self, error: SickDevice) -> NoReturn:

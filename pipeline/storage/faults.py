@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import fsspec
 import tenacity
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ def _sentence(error: BaseException, uri: str) -> str:
         return "the store refuses the request and does not say why; an expired or malformed credential does this"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if code is None else f"{error.strerror} ({code})"
-    return f"{name}: {' '.join(str(error).split())}"
+    return f"{name}: {in_a_line(error)}"
 
 
 def _bucket(uri: str) -> str:

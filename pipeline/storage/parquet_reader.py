@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schemas
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, in_a_line
 from pipeline.records import Reason, SourceFile, Span
 from pipeline.storage.arrow_types import as_utf8, is_string_kind, is_text_kind, lasting, same_kind
 from pipeline.storage.decompression import WatchedFile
@@ -335,4 +335,4 @@ def _wrong_type(file: SourceFile, column: str, found: pa.DataType, expected: str
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    return in_a_line(error).rstrip(".")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.arrow import dequantised
+from pipeline.errors import in_a_line
 from pipeline.execution.proof.duplicates import id_hashes
 from pipeline.execution.verification.findings import Finding
 from pipeline.fingerprint import content_hash
@@ -41,7 +42,7 @@ def check_part(snapshot: Snapshot, part: dict[str, Any]) -> PartCheck:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         rows = file.read()
     except (pa.ArrowException, OSError) as error:
-        findings.append(Finding("content", key, f"cannot be read: {' '.join(str(error).split())}"))
+        findings.append(Finding("content", key, f"cannot be read: {in_a_line(error)}"))
         return PartCheck(findings, none)
     findings += _check_rows(snapshot, part, rows, read_metadata(file.metadata.metadata or {}), key)
     has_ids = part["kind"] == "embeddings" and "id" in rows.column_names
