@@ -105,7 +105,7 @@ def test_a_submitted_run_outlives_its_terminal_and_its_nodes_and_goes_on_where_o
 def test_ctrl_c_in_a_terminal_asks_what_is_to_become_of_the_run(cluster: LocalCluster, config: str) -> None:
     submitting = ("submit", "embed", config, "--no-ship", "--name", "asked")
     with Terminal(*submitting, environment=cluster.environment) as terminal:
-        for shown, answer in (("Running entrypoint", "f"), ("phase=starting_Ray", "s")):
+        for shown, answer in (("Running entrypoint", "f"), ("phase=starting_workers", "s")):
             terminal.wait_for(shown)
             terminal.press(CTRL_C)
             terminal.wait_for("[d]etach, [s]top it, or [f]ollow on? ")
