@@ -145,8 +145,8 @@ class Runtime(Section):
     engine: Literal["auto", "torch", "torch-compile", "openvino", "onnx"] = "auto"
     """What computes the forward pass: torch, its compiler for the layers of the model, OpenVINO (CPU, float32,
     bfloat16 and int8; the extra `[openvino]`) or ONNX Runtime (CPU, float32; the extra `[onnx]`). auto = torch, for
-    int8 OpenVINO; an encoder that has encoded for a minute then tries others, on a GPU torch-compile, on a CPU OpenVINO
-    and in float32 ONNX Runtime, and goes on with the fastest."""
+    int8 OpenVINO; an encoder that has encoded for a minute and has four more before it tries others, on a GPU
+    torch-compile, on a CPU OpenVINO and in float32 ONNX Runtime, and goes on with the fastest."""
     look_for_repeats: bool | Literal["auto"] = "auto"
     """Read the source once before encoding, so that a text that stands in several Blocks is encoded once; auto = for
     every model but hashing://, whose vectors cost less than the look."""

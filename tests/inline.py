@@ -14,6 +14,7 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.execution import run as execution
+from pipeline.execution.attempts import Attempts
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.reporting import run_report
 from pipeline.execution.reporting.metrics import RunReport
@@ -82,7 +83,7 @@ def inline(before_block: Callable[[int], None], is_sick: bool = False) -> Iterat
                     yield receipt
                     blocks += 1
 
-        return execution._follow(iter(receipts()), Workload(plan.embed), journal, report, watch, 0.0)
+        return execution._follow(iter(receipts()), Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
 
     with (
         patch.object(execution, "_encode_missing", encode_missing),

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.encoder import engines
-from pipeline.encoder.engines import EngineChoice, fastest
+from pipeline.encoder.engines import EARNED_BACK_SECONDS, EngineChoice, fastest
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.errors import EncoderError
-from pipeline.execution import encode_stage
+from pipeline.execution import attempts, encode_stage
 from pipeline.execution.attempts import MAX_DEATHS, Attempts
 from pipeline.execution.reporting.report import render_html
 from pipeline.records import TokenBatch
@@ -83,12 +83,32 @@ def test_an_engine_that_fails_in_its_trial_is_passed_over() -> None:
 
 
 def test_a_trial_that_kills_encoders_is_not_begun_a_fourth_time_and_one_that_ended_clears_the_others() -> None:
-    book = Attempts()
+    book = Attempts(seconds_left=EARNED_BACK_SECONDS)
     assert [book.begin_trial("a") for _ in range(MAX_DEATHS + 1)] == [True] * MAX_DEATHS + [False]
     assert book.begin_trial("b")
     book.end_trial(EngineChoice("torch"), "a")
     assert book.begin_trial("a")
     assert book.engine_choices() == [EngineChoice("torch")]
+
+
+def test_no_trial_is_begun_before_what_is_left_is_known_nor_where_it_is_too_little() -> None:
+    book = Attempts()
+    assert not book.begin_trial()
+    book.expect(EARNED_BACK_SECONDS - 1)
+    assert not any(book.begin_trial() for _ in range(2 * MAX_DEATHS))
+    book.expect(EARNED_BACK_SECONDS)
+    assert book.begin_trial()
+
+
+def test_an_estimate_counts_on_another_engine_only_where_a_run_would_try_it_and_counts_what_the_trial_costs() -> None:
+    rate = 1000.0
+    short, long = rate * (engines.TRIAL_AFTER_SECONDS + EARNED_BACK_SECONDS - 1), rate * 3600
+    assert not engines.trial_pays(short, rate)
+    assert engines.trial_pays(long, rate)
+    seconds = long / engines.rate_with_trial(long, rate, 2 * rate)
+    assert seconds == pytest.approx(
+        engines.TRIAL_AFTER_SECONDS + engines.TRIAL_COST_SECONDS + (3600 - engines.TRIAL_AFTER_SECONDS) / 2
+    )
 
 
 def config_of(folder: Path, model: Path, name: str) -> str:
@@ -107,6 +127,7 @@ def test_a_long_run_tries_the_engines_once_and_its_vectors_stay_the_same(
     pytest.importorskip("openvino")
     expected = published_in_process(config_of(tmp_path, headed, "torch"), "runtime.engine=torch").to_table()
     monkeypatch.setattr(encode_stage, "TRIAL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(attempts, "EARNED_BACK_SECONDS", 0.0)
     monkeypatch.setattr(engines, "WORTHWHILE", 0.0)  # whichever is faster, one of both goes on
     config = config_of(tmp_path, headed, "auto")
     report = run_in_process(config)
@@ -127,11 +148,12 @@ def test_only_engines_of_the_same_number_type_are_tried() -> None:
     assert engines.engines_to_try("float32", is_cpu=False) == ("torch-compile",)
 
 
-def test_a_short_run_tries_nothing(headed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ends_soon_tries_nothing(headed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: Any) -> Any:
         raise AssertionError("a trial was begun")
 
     monkeypatch.setattr(encode_stage, "fastest", refused)
+    monkeypatch.setattr(encode_stage, "TRIAL_AFTER_SECONDS", 0.0)
     report = run_in_process(config_of(tmp_path, headed, "out"))
     assert (report.embedded, report.engine_choices) == (60, [])
 

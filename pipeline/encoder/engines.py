@@ -21,6 +21,16 @@ TRIAL_TOKENS = 1024
 """Padded tokens of a pass in a trial on a CPU: enough for every engine to be at its pace, few enough for many lengths.
 A GPU is at its pace with the batches of the run only."""
 
+TRIAL_AFTER_SECONDS = 60.0
+"""Of encoding, after which an encoder tries other engines: a run that ends before is what it would be without them."""
+
+TRIAL_COST_SECONDS = 10.0
+"""What a trial takes, mostly to load the other engines."""
+
+EARNED_BACK_SECONDS = 240.0
+"""Of encoding that an encoder must still have before it: an engine that is faster by a twentieth earns in so long what
+the trial has cost."""
+
 WORTHWHILE = 1.03
 """An engine that is not faster by this factor than the one at work does not take its place."""
 
@@ -41,6 +51,21 @@ def engines_to_try(compute: str, is_cpu: bool) -> tuple[str, ...]:
         return ("torch-compile",)
     has_onnx = compute == "float32" and find_spec("onnxruntime") is not None
     return ("openvino", "onnx") if has_onnx else ("openvino",)
+
+
+def trial_pays(tokens: float, rate: float) -> bool:
+    """Whether an encoder with so many tokens before it tries other engines, which a run decides likewise.
+
+    Args:
+        rate: tokens per second of the engine that it begins with.
+    """
+    return tokens / rate - TRIAL_AFTER_SECONDS >= EARNED_BACK_SECONDS
+
+
+def rate_with_trial(tokens: float, rate: float, faster_rate: float) -> float:
+    """Return the tokens per second of an encoder over all its work: before, in and after a trial."""
+    later = tokens - rate * TRIAL_AFTER_SECONDS
+    return tokens / (TRIAL_AFTER_SECONDS + TRIAL_COST_SECONDS + later / faster_rate)
 
 
 @dataclass(frozen=True, slots=True)

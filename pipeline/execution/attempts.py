@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.encoder.engines import EngineChoice
+from pipeline.encoder.engines import EARNED_BACK_SECONDS, EngineChoice
 from pipeline.errors import EncoderError
 from pipeline.execution.keepers import answer_of, start_keeper
 from pipeline.records import Shard
@@ -76,6 +76,8 @@ class Attempts:
     errors: dict[str, str] = field(default_factory=dict)
     """Node, or node/GPU → what the last of them has said."""
     batch_tokens: int | None = None
+    seconds_left: float = 0.0
+    """Of encoding that each encoder still has before it, as the driver has told; 0 = it has not yet."""
     trials: Counter[str] = field(default_factory=Counter)
     """Node → trials of engines begun there since the last one that ended."""
     choices: list[EngineChoice] = field(default_factory=list)
@@ -111,8 +113,17 @@ class Attempts:
         """Return the nodes and GPUs that are left out, with the last error of each."""
         return {node: self.errors[node] for node, strikes in self.strikes.items() if strikes >= MAX_STRIKES}
 
+    def expect(self, seconds_left: float) -> None:
+        """Note how long each encoder will still encode."""
+        self.seconds_left = seconds_left
+
     def begin_trial(self, node: str = ALONE) -> bool:
-        """Note that an encoder asks to try other engines; return whether it may: not where that has killed others."""
+        """Return whether an encoder may try other engines, and note that it does.
+
+        Not where too little is left for a faster one to earn back the trial, nor where trials have killed encoders.
+        """
+        if self.seconds_left < EARNED_BACK_SECONDS:
+            return False
         self.trials[node] += 1
         return self.trials[node] <= MAX_DEATHS
 
@@ -192,6 +203,9 @@ class RemoteAttempts:
         excluded: dict[str, str] = self._ask("excluded", {})
         return excluded
 
+    def expect(self, seconds_left: float) -> None:
+        self._book.expect.remote(seconds_left)
+
     def begin_trial(self) -> bool:
         import ray
 
@@ -246,7 +260,9 @@ class Marks(Protocol):
 
 
 class Book(Protocol):
-    """What the driver of a run asks the book."""
+    """What the driver of a run tells the book, and asks it."""
+
+    def expect(self, seconds_left: float) -> None: ...
 
     def excluded(self) -> dict[str, str]: ...
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
-from pipeline.encoder.engines import TRIAL_TOKENS, engines_to_try, fastest, first_engine
+from pipeline.encoder.engines import TRIAL_AFTER_SECONDS, TRIAL_TOKENS, engines_to_try, fastest, first_engine
 from pipeline.encoder.packed import Encoded, encode_or_zero, take
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
@@ -31,10 +31,6 @@ from pipeline.execution.travelling import from_rows, positions, quarantined, to_
 from pipeline.isolation import ProcessDied
 from pipeline.records import Block, Reason, Shard, TokenBatch
 from pipeline.schemas import TOKEN_IDS
-
-TRIAL_AFTER_SECONDS = 60.0
-"""Of encoding, after which an encoder tries other engines: loading one costs some ten seconds, which a run that has
-lasted so long and goes on earns back, and a short one never pays."""
 
 TRIAL_TEXTS = 2048
 
@@ -135,7 +131,7 @@ class EncodeBlocks:
         return partial(open_encoder, spec.model, spec.compute, spec.tokenizer.prompt, spec.threads, engine, device)
 
     def _try_engines(self, tokens: TokenBatch, encoded: Encoded) -> None:
-        """Go on with the fastest engine of the device, once this encoder has worked so long that a trial will pay.
+        """Go on with the fastest engine of the device, once this encoder has worked long and has long to go.
 
         Args:
             tokens: texts just encoded; those that have a vector are what engines are tried on.

@@ -15,6 +15,7 @@ from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.engines import first_engine
 from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
+from pipeline.execution.attempts import Book
 from pipeline.execution.calibrating import add_calibration, needs_calibration
 from pipeline.execution.change_feed import write_feeds
 from pipeline.execution.early_encoder import loading_early
@@ -239,7 +240,7 @@ def _encode_missing(
             workload = Workload(plan.embed, report.estimate)
             stream = executor.stream(todo, settings, repeated_R2)
             blocks = watched(stream, stall_seconds, JOURNAL_SECONDS, executor.book.standing)
-            receipts = _follow(blocks, workload, journal, report, watch, starting)
+            receipts = _follow(blocks, workload, executor.book, journal, report, watch, starting)
             report.engine_choices = executor.book.engine_choices()
             report.attention = executor.book.attentions_told()
             report.warnings += [_told_as_left_out(*one) for one in executor.book.excluded().items()]
@@ -255,6 +256,7 @@ def _told_as_left_out(place: str, error: str) -> str:
 def _follow(
     blocks: Iterator[BlockReceipt | None],
     workload: Workload,
+    book: Book,
     journal: Journal,
     report: RunReport,
     watch: Watcher,
@@ -264,6 +266,7 @@ def _follow(
 
     Args:
         workload: of the Shards that are worked on.
+        book: is told how long the encoders will still be busy.
         starting: when the workers were started, on the performance counter.
     """
     receipts: list[BlockReceipt] = []
@@ -281,6 +284,7 @@ def _follow(
                 report.add(receipt)
                 report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
                 workload.add(receipt)
+                book.expect(workload.seconds_left(max(1, report.encoders)))
                 watch(_progress(report, workload, now - starting))
             if receipts[journalled:] and now - last_entry >= JOURNAL_SECONDS:
                 journal.append(receipts[journalled:])

@@ -30,6 +30,7 @@ class Workload:
         for kind, seen in (estimate or {}).get("by_kind", {}).items():
             self._known[kind] = Seen(**seen)
         self._done = Seen()
+        self._encode_seconds = 0.0
 
     def add(self, receipt: BlockReceipt) -> None:
         """Take in that a Block is done."""
@@ -39,6 +40,7 @@ class Workload:
         after = float(size) if receipt.is_last else max(before, behind)
         tokens = receipt.metrics.get("tokens", 0.0)
         self._done_bytes[shard] = after
+        self._encode_seconds += receipt.metrics.get("encode_seconds", 0.0)
         self._left[kind] -= after - before
         self._known[kind].add(after - before, receipt.rows_read, tokens)
         self._done.add(after - before, receipt.rows_read, tokens)
@@ -62,6 +64,11 @@ class Workload:
         if left.tokens + done.tokens > 0:
             return done.tokens / (left.tokens + done.tokens)
         return done.bytes / (left.bytes + done.bytes) if left.bytes + done.bytes else 1.0
+
+    def seconds_left(self, encoders: int) -> float:
+        """Return how long each of the encoders will still encode at the pace so far; 0 while nothing is known of it."""
+        tokens = self._done.tokens
+        return self.left.tokens * self._encode_seconds / tokens / encoders if tokens else 0.0
 
     @property
     def rows_total(self) -> int | None:

@@ -21,6 +21,7 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import PipelineError, SnapshotConflict
 from pipeline.execution import publish, stages
 from pipeline.execution import run as execution
+from pipeline.execution.attempts import Attempts
 from pipeline.execution.planning import have, rounds, shards
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.reporting import run_report
@@ -271,7 +272,7 @@ class World:
         self.begun[plan.run_key] = bool(plan.redo)
         store = SteppedStore(config.output.uri)
         receipts = (receipt for work in works for receipt in work.blocks(store))
-        return execution._follow(receipts, Workload(plan.embed), journal, report, watch, 0.0)
+        return execution._follow(receipts, Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
 
     # What must hold
 

@@ -12,10 +12,9 @@ import pyarrow as pa
 from pipeline.arrow import fixed_size_binary
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
-from pipeline.encoder.engines import first_engine
+from pipeline.encoder.engines import TRIAL_AFTER_SECONDS, first_engine, rate_with_trial, trial_pays
 from pipeline.encoder.vectors import to_stored
 from pipeline.errors import EncoderError
-from pipeline.execution.encode_stage import TRIAL_AFTER_SECONDS
 from pipeline.execution.planning.model import describe
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts, tokenizer_spec
@@ -119,12 +118,12 @@ def forecast(
     tokens = whole.tokens * sample.encoded_fraction
     texts = _texts(config, sample, whole, description)
     block_rows = max(1, round(len(sample.tokens) / sample.blocks))
+    encoders = 1 if config.runtime.encoders == "auto" else config.runtime.encoders
     if tokens_per_second is None:
-        pace = _measured(config, plan, texts, block_rows, tokens)
+        pace = _measured(config, plan, texts, block_rows, tokens / encoders)
     else:
         pace = _given(config, texts, tokens_per_second)
     part_bytes, write_seconds = _part_of(config, plan, description, sample)
-    encoders = 1 if config.runtime.encoders == "auto" else config.runtime.encoders
     around, notes = seconds_around(config, plan, is_here=tokens_per_second is None)
     seconds = {"start": around["start"], "look through": look_seconds(config, plan, sample, whole)}
     seconds["run"] = tokens / pace.tokens_per_second / encoders
@@ -180,7 +179,11 @@ def _given(config: JobConfig, texts: Texts, tokens_per_second: float) -> Pace:
 
 
 def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, tokens: float) -> Pace:
-    """Encode Blocks as a run would, with all cores or the one device, then try other budgets."""
+    """Encode Blocks as a run would, with all cores or the one device, then try other budgets.
+
+    Args:
+        tokens: of one encoder.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a run
     runtime = config.runtime
     lab = Lab(config, plan, texts, time.monotonic() + TRYING_SECONDS)
@@ -195,12 +198,11 @@ def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, toke
     if best.tokens_per_second <= WORTH_CHANGING * measured.tokens_per_second:
         best = measured
     rate, engine = measured.tokens_per_second, setting.engine if plan.model.kind != "hashing" else ""
-    may_change = (runtime.engine, first) == ("auto", "torch") and tokens / rate > TRIAL_AFTER_SECONDS
-    if may_change and has_openvino(lab.device, plan.model.kind):
+    may_change = (runtime.engine, first) == ("auto", "torch")
+    if may_change and trial_pays(tokens, rate) and has_openvino(lab.device, plan.model.kind):
         other = lab.blocks(replace(setting, engine="openvino"), runtime.batch_tokens, block_rows, MEASURED_SECONDS / 2)
         if other.tokens_per_second > rate:  # a run goes on with it after its own trial
-            later = max(0.0, tokens - rate * TRIAL_AFTER_SECONDS)
-            rate = tokens / (TRIAL_AFTER_SECONDS + later / other.tokens_per_second)
+            rate = rate_with_trial(tokens, rate, other.tokens_per_second)
             engine = f"torch, after {TRIAL_AFTER_SECONDS:.0f} s openvino"
     threads = setting.threads if lab.device == "cpu" else 0
     return Pace(lab.device, engine, threads, rate, measured.padding, best)
