@@ -10,6 +10,9 @@ SHELL         := bash
 .DELETE_ON_ERROR:
 .PHONY: help venv demo cluster cluster-stop test chaos check format bench bench-full bench-gpu clean $(VENV)
 
+# A test run starts Python some hundred times; none of them is to compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -22,8 +25,8 @@ cluster: $(STAMP) ## the demo on a Ray cluster of this machine, submitted from o
 cluster-stop: ## end that cluster, from another terminal
 	@$(BIN)/python -m jobs.demo.cluster stop
 
-test: $(STAMP) ## run the tests; choose with ARGS='-k journal'
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, two files at a time; choose with ARGS='-k journal'
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 chaos: $(STAMP) ## kill, freeze and deceive everything, 200 kills, and all long tests (an hour and more); repeat a round with ARGS='--seed 7 --kills 20'
 	@$(BIN)/python -m pytest -m 'chaos or long' --kills 200 $(ARGS)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from xdist.remote import Producer
 
 from jobs.demo.fetch import fetch_model, fetch_reviews
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline.storage.filesystem import Store
 from tests.browsing import Browse, looking
 from tests.running import leading_to
+from tests.side_by_side import ByWorld
 
 _bucket_numbers = itertools.count(1)
 
@@ -70,3 +72,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Say how much is destroyed; the rest of the chaos suite is in tests/chaos."""
     parser.addoption("--kills", type=int, default=8, help="how many kills the chaos suite carries out (%(default)s)")
     parser.addoption("--seed", type=int, default=20261124, help="of its first round of kills (%(default)s)")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWorld:
+    """Let `-n` keep together what shares a world."""
+    return ByWorld(config, log)

@@ -9,6 +9,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from pydantic import TypeAdapter
+from xdist.workermanage import WorkerController
 
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline.storage.filesystem import Store
@@ -147,6 +149,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the tally on from a process of `-n` to the one that shows it."""
+    if TALLY in session.config.stash and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = orjson.dumps(session.config.stash[TALLY])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Take the tally of a process that has ended."""
+    if tally := getattr(node, "workeroutput", {}).get("tally"):
+        node.config.stash[TALLY] = TypeAdapter(Tally).validate_json(tally)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
