@@ -1,6 +1,7 @@
 """What a user gets wrong ends in one clear line and the right exit code, without a traceback."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from jobs.demo.local_s3 import LocalS3
 from pipeline.errors import PipelineError
 from tests.running import Finished, embed, jobs, written_config
 
+Embed = Callable[..., Finished]
+
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
@@ -22,6 +25,17 @@ def corpus(tmp_path: Path) -> Path:
     folder.mkdir()
     pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"], "n": [1.5] * 3}), folder / "a.parquet")
     return folder
+
+
+@pytest.fixture
+def embed_here(capsys: pytest.CaptureFixture[str]) -> Embed:
+    """Run `embed … --json` in this process: what is refused before anything starts is tried without a new Python."""
+
+    def run(*arguments: str) -> Finished:
+        code = main(["embed", *arguments, "--json"])
+        return Finished(code, *capsys.readouterr())
+
+    return run
 
 
 def config(tmp_path: Path, source: object, output: object, **sections: dict[str, Any]) -> str:
@@ -45,41 +59,45 @@ def test_an_unknown_command_is_refused_with_the_list_of_commands() -> None:
     assert "embed" in run.stderr
 
 
-def test_an_unknown_key_is_refused_with_its_line(tmp_path: Path, corpus: Path) -> None:
+def test_an_unknown_key_is_refused_with_its_line(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
     path = config(tmp_path, corpus, tmp_path / "out", runtime={"batch_tokns": 4})
-    assert_told(embed(path), 2, "job.yaml:", "runtime.batch_tokns", "did you mean runtime.batch_tokens?")
+    assert_told(embed_here(path), 2, "job.yaml:", "runtime.batch_tokns", "did you mean runtime.batch_tokens?")
 
 
 def test_a_config_that_is_not_there_is_named() -> None:
     assert_told(embed("nowhere.yaml"), 2, "nowhere.yaml")
 
 
-def test_a_missing_column_is_named_with_the_nearest_one(tmp_path: Path, corpus: Path) -> None:
+def test_a_missing_column_is_named_with_the_nearest_one(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
     path = config(tmp_path, corpus, tmp_path / "out")
-    assert_told(embed(path, "source.text_column=txt"), 2, "'txt'", "did you mean 'text'?", "a.parquet", "text_column")
+    assert_told(
+        embed_here(path, "source.text_column=txt"), 2, "'txt'", "did you mean 'text'?", "a.parquet", "text_column"
+    )
 
 
 @pytest.mark.parametrize("key", ["text_column", "id_column"])
-def test_a_column_of_the_wrong_type_is_named_with_its_type(tmp_path: Path, corpus: Path, key: str) -> None:
+def test_a_column_of_the_wrong_type_is_named_with_its_type(
+    tmp_path: Path, corpus: Path, key: str, embed_here: Embed
+) -> None:
     path = config(tmp_path, corpus, tmp_path / "out")
-    assert_told(embed(path, f"source.{key}=n"), 1, "'n'", "double")
+    assert_told(embed_here(path, f"source.{key}=n"), 1, "'n'", "double")
 
 
 @pytest.mark.parametrize("pattern", ["corpus/*.jsonl", "nothing", "nothing.parquet"])
-def test_a_source_without_files_is_named(tmp_path: Path, corpus: Path, pattern: str) -> None:
-    assert_told(embed(config(tmp_path, tmp_path / pattern, tmp_path / "out")), 1, "no files matched", pattern)
+def test_a_source_without_files_is_named(tmp_path: Path, corpus: Path, pattern: str, embed_here: Embed) -> None:
+    assert_told(embed_here(config(tmp_path, tmp_path / pattern, tmp_path / "out")), 1, "no files matched", pattern)
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_another_kind_are_pointed_to(tmp_path: Path) -> None:
+def test_files_of_another_kind_are_pointed_to(tmp_path: Path, embed_here: Embed) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.docx").write_bytes(b"x")
-    assert_told(embed(config(tmp_path, tmp_path / "in", tmp_path / "out")), 1, "a.docx", "source.format")
+    assert_told(embed_here(config(tmp_path, tmp_path / "in", tmp_path / "out")), 1, "a.docx", "source.format")
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, corpus: Path) -> None:
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
     (corpus / "a.parquet").write_bytes(b"this is no Parquet file")
-    assert_told(embed(config(tmp_path, corpus, tmp_path / "out")), 1, "a.parquet")
+    assert_told(embed_here(config(tmp_path, corpus, tmp_path / "out")), 1, "a.parquet")
 
 
 @pytest.mark.parametrize("model", ["folder", "nowhere/at/all"])
@@ -91,28 +109,30 @@ def test_a_model_folder_that_is_none_is_named(tmp_path: Path, corpus: Path, mode
 
 
 @pytest.mark.parametrize("model", ["hashing://", "hashing://x", "hashing://0"])
-def test_a_hashing_model_needs_a_dimension(tmp_path: Path, corpus: Path, model: str) -> None:
-    assert_told(embed(config(tmp_path, corpus, tmp_path / "out", recipe={"model": model})), 2, model)
+def test_a_hashing_model_needs_a_dimension(tmp_path: Path, corpus: Path, model: str, embed_here: Embed) -> None:
+    assert_told(embed_here(config(tmp_path, corpus, tmp_path / "out", recipe={"model": model})), 2, model)
 
 
-def test_more_dimensions_than_the_model_has_are_refused(tmp_path: Path, corpus: Path) -> None:
+def test_more_dimensions_than_the_model_has_are_refused(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
     path = config(tmp_path, corpus, tmp_path / "out", recipe={"model": "hashing://8", "dimensions": 9})
-    assert_told(embed(path), 2, "recipe.dimensions is 9", "8")
+    assert_told(embed_here(path), 2, "recipe.dimensions is 9", "8")
 
 
-def test_a_partition_column_that_cannot_name_folders_is_refused(tmp_path: Path, corpus: Path) -> None:
+def test_a_partition_column_that_cannot_name_folders_is_refused(
+    tmp_path: Path, corpus: Path, embed_here: Embed
+) -> None:
     path = config(tmp_path, corpus, tmp_path / "out")
-    assert_told(embed(path, "source.keep_columns=[n]", "output.partition_by=[n]"), 2, "partition_by", "double")
+    assert_told(embed_here(path, "source.keep_columns=[n]", "output.partition_by=[n]"), 2, "partition_by", "double")
 
 
-def test_an_output_below_a_file_is_told(tmp_path: Path, corpus: Path) -> None:
+def test_an_output_below_a_file_is_told(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
     (tmp_path / "file").write_bytes(b"")
-    assert_told(embed(config(tmp_path, corpus, tmp_path / "file" / "out")), 1, str(tmp_path / "file" / "out"))
+    assert_told(embed_here(config(tmp_path, corpus, tmp_path / "file" / "out")), 1, str(tmp_path / "file" / "out"))
 
 
-def test_an_output_that_is_a_file_is_told(tmp_path: Path, corpus: Path) -> None:
+def test_an_output_that_is_a_file_is_told(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
     (tmp_path / "file").write_bytes(b"content")
-    assert_told(embed(config(tmp_path, corpus, tmp_path / "file")), 1, str(tmp_path / "file"))
+    assert_told(embed_here(config(tmp_path, corpus, tmp_path / "file")), 1, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
@@ -160,12 +180,12 @@ def test_an_endpoint_that_is_down_is_told_within_seconds(tmp_path: Path, s3: Loc
     assert_told(run, 1, "no answer from the storage endpoint", "AWS_ENDPOINT_URL", "s3://bucket/x")
 
 
-def test_a_store_of_an_unknown_kind_is_told(tmp_path: Path, corpus: Path) -> None:
-    assert_told(embed(config(tmp_path, corpus, "nosuchstore://x/y")), 1, "nosuchstore://x/y")
+def test_a_store_of_an_unknown_kind_is_told(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
+    assert_told(embed_here(config(tmp_path, corpus, "nosuchstore://x/y")), 1, "nosuchstore://x/y")
 
 
-def test_a_dry_run_touches_nothing_and_prints_one_object(tmp_path: Path, corpus: Path) -> None:
-    run = embed(config(tmp_path, corpus, tmp_path / "out"), "--dry-run")
+def test_a_dry_run_touches_nothing_and_prints_one_object(tmp_path: Path, corpus: Path, embed_here: Embed) -> None:
+    run = embed_here(config(tmp_path, corpus, tmp_path / "out"), "--dry-run")
     assert run.code == 0, run.stderr
     assert (run.report["files"], run.report["rows"], run.report["shards_done"]) == (1, 3, 0)
     assert not (tmp_path / "out").exists()
