@@ -210,6 +210,17 @@ def test_search_in_blocks_finds_what_one_product_of_all_finds(block: int) -> Non
     np.testing.assert_allclose(scores_QK, np.take_along_axis(exact_QN, expected_QK, 1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_of_documents_equally_near_those_of_an_earlier_block_are_found(block: int) -> None:
+    documents_ND = np.repeat(np.eye(3, dtype=np.float32), 64, axis=0)[np.random.default_rng(0).permutation(192)]
+    blocks = [documents_ND[first : first + block] for first in range(0, 192, block)]
+    _, numbers_QK = top_documents(np.eye(3, dtype=np.float32), blocks, 20)
+    for query, found_K in enumerate(numbers_QK):
+        nearest_K = np.flatnonzero(documents_ND[:, query])[:20]
+        assert (found_K // block).tolist() == (nearest_K // block).tolist()
+        assert documents_ND[found_K, query].all()
+
+
 def test_search_for_more_documents_than_there_are_finds_all() -> None:
     scores_QK, numbers_QK = top_documents(np.eye(2, dtype=np.float32), [np.eye(2, dtype=np.float32)], 10)
     assert numbers_QK.tolist() == [[0, 1], [1, 0]]

@@ -5,14 +5,19 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+QUERIES_AT_ONCE = 4096
+"""As many as faiss compares with documents at once; beside the result there are scores of these alone."""
+
+NONE = -1
+"""What faiss gives for the number of a document where there are no more."""
+
 
 def top_documents(
     queries_QD: NDArray[np.float32], blocks: Iterable[NDArray[np.float32]], top: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the inner products of the best documents of each query, and where these stand, best first.
 
-    faiss compares each block with all queries in tiles of its own; of the block's result no more than `top` per query
-    is kept.
+    faiss compares and merges; of documents equally near, those of an earlier block come first.
 
     Args:
         blocks: of documents, each (B, D) and C-contiguous; numbered through, from 0.
@@ -23,14 +28,15 @@ def top_documents(
     """
     import faiss
 
-    scores_QK, numbers_QK = np.empty((len(queries_QD), 0), np.float32), np.empty((len(queries_QD), 0), np.int64)
-    first = 0
+    scores_QK = np.full((len(queries_QD), top), np.finfo(np.float32).min)
+    numbers_QK = np.full((len(queries_QD), top), NONE)
+    documents = 0
     for block_BD in blocks:
-        found_QK, at_QK = faiss.knn(queries_QD, block_BD, min(top, len(block_BD)), metric=faiss.METRIC_INNER_PRODUCT)
-        scores_QK = np.concatenate([scores_QK, found_QK], axis=1)
-        numbers_QK = np.concatenate([numbers_QK, at_QK + first], axis=1)
-        kept_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, :top]
-        scores_QK = np.take_along_axis(scores_QK, kept_QK, axis=1)
-        numbers_QK = np.take_along_axis(numbers_QK, kept_QK, axis=1)
-        first += len(block_BD)
-    return scores_QK, numbers_QK
+        for first in range(0, len(queries_QD), QUERIES_AT_ONCE):
+            some = slice(first, first + QUERIES_AT_ONCE)
+            found_QK, at_QK = faiss.knn(queries_QD[some], block_BD, top, metric=faiss.METRIC_INNER_PRODUCT)
+            at_QK[at_QK != NONE] += documents
+            scores_2QK, numbers_2QK = np.stack([found_QK, scores_QK[some]]), np.stack([at_QK, numbers_QK[some]])
+            scores_QK[some], numbers_QK[some] = faiss.merge_knn_results(scores_2QK, numbers_2QK, keep_max=True)
+        documents += len(block_BD)
+    return scores_QK[:, :documents], numbers_QK[:, :documents]

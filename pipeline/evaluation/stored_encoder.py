@@ -16,7 +16,7 @@ from pipeline.evaluation.rehearsal import document_texts, query_texts, text_ids,
 from pipeline.evaluation.search import top_documents
 from pipeline.storage.snapshots import Snapshot
 
-DOCUMENTS_PER_BLOCK = 16_384
+DOCUMENTS_PER_BLOCK = 8192
 
 
 class StoredVectors:
@@ -72,10 +72,10 @@ class StoredEncoder(AbsEncoder):  # type: ignore[misc]
     ) -> dict[str, dict[str, float]]:
         """Return by query the cosine of its best documents, among all or among those of `top_ranked`."""
         names = [str(query) for query in queries["id"]]
-        queries_QD = _unit(self.stored.vectors(self.stored.places(query_texts(queries, task_metadata))))
+        places_Q = self.stored.places(query_texts(queries, task_metadata))
         if top_ranked is not None:
-            return dict(self._ranked(names, queries_QD, top_ranked))
-        scores_QK, numbers_QK = top_documents(queries_QD, self._blocks(), top_k)
+            return dict(self._ranked(names, places_Q, top_ranked))
+        scores_QK, numbers_QK = top_documents(_unit(self.stored.vectors(places_Q)), self._blocks(), top_k)
         return {
             name: {self.ids[at]: score for at, score in zip(numbers.tolist(), scores.tolist(), strict=True)}
             for name, numbers, scores in zip(names, numbers_QK, scores_QK, strict=True)
@@ -86,8 +86,9 @@ class StoredEncoder(AbsEncoder):  # type: ignore[misc]
             yield _unit(self.stored.vectors(self.places_N[first : first + DOCUMENTS_PER_BLOCK]))
 
     def _ranked(
-        self, names: list[str], queries_QD: NDArray[np.float32], top_ranked: dict[str, list[str]]
+        self, names: list[str], places_Q: NDArray[np.int64], top_ranked: dict[str, list[str]]
     ) -> Iterator[tuple[str, dict[str, float]]]:
+        queries_QD = _unit(self.stored.vectors(places_Q))
         number = {document: at for at, document in enumerate(self.ids)}
         for name, query_D in zip(names, queries_QD, strict=True):
             candidates = [str(document) for document in top_ranked[name]]
