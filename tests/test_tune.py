@@ -1,5 +1,6 @@
 """`tune`: what it prints is a table of what it tried, and lines that load as a config."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ import pytest
 import yaml
 
 from pipeline.config import JobConfig
-from pipeline.execution.sizing.trials import Setting, Trial
-from pipeline.execution.sizing.tune import Layout, _chosen, _faster, _lines, _rows_per_part
+from pipeline.errors import EncoderError
+from pipeline.execution.sizing.trials import Lab, Setting, Trial
+from pipeline.execution.sizing.tune import (
+    Layout,
+    _chosen,
+    _faster,
+    _lines,
+    _rows_per_part,
+    _with_engine,
+    engines_beside_torch,
+)
 from tests.running import jobs, written_config
 
 
@@ -100,6 +110,30 @@ def test_an_engine_is_named_only_where_another_was_measured_too() -> None:
     untried = Trial(Setting("openvino", 1, 2), 2048, note="not tried: no time left")
     assert "engine" not in _lines("cpu", [torch, untried], torch, 1024)["runtime"]
     assert _lines("cpu", [torch, openvino], openvino, 1024)["runtime"]["engine"] == "openvino"
+
+
+class FailingLab(Lab):
+    """Cannot load ONNX Runtime's model, and knows the rate of any other."""
+
+    def __init__(self) -> None:
+        self.device = "cpu"
+
+    def batches(self, setting: Setting, budgets: Sequence[int]) -> list[Trial]:
+        if setting.engine == "onnx":
+            raise EncoderError("too large")
+        return [Trial(setting, budget, 1000.0) for budget in budgets]
+
+
+def test_every_engine_of_the_same_number_type_is_tried_and_one_that_fails_says_why() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    kind = "local"
+    engines = engines_beside_torch("cpu", kind, "float32")
+    trials = [one for engine in engines for one in _with_engine(FailingLab(), engine, 2, 2048)]
+    found = {one.setting.engine: (one.tokens_per_second, one.note) for one in trials}
+    assert found == {"openvino": (1000.0, ""), "onnx": (0.0, "failed: too large")}
+    assert engines_beside_torch("cpu", kind, "bfloat16") == ("openvino",)
+    assert engines_beside_torch("cuda", kind, "float32") == engines_beside_torch("cpu", "hashing", "float32") == ()
 
 
 def test_a_block_is_long_enough_to_be_worth_it_and_there_are_enough_of_them() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.execution.settings import output_dimension, output_schema, recipe_
 from pipeline.execution.sizing.corpus_sample import CorpusSample, Seen, expected, read_sample, relative_error
 from pipeline.execution.sizing.start_up import look_seconds, seconds_around
 from pipeline.execution.sizing.trials import Lab, Setting, Trial
-from pipeline.execution.sizing.tune import BUSY_LOAD, WORTH_CHANGING, has_openvino, layout_of, recommended_rows
+from pipeline.execution.sizing.tune import BUSY_LOAD, WORTH_CHANGING, engines_beside_torch, layout_of, recommended_rows
 from pipeline.execution.sizing.tune_texts import STORED_BYTES, Texts
 from pipeline.storage.parquet import serialise
 
@@ -199,11 +200,16 @@ def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, toke
         best = measured
     rate, engine = measured.tokens_per_second, setting.engine if plan.model.kind != "hashing" else ""
     may_change = (runtime.engine, first) == ("auto", "torch")
-    if may_change and trial_pays(tokens, rate) and has_openvino(lab.device, plan.model.kind):
-        other = lab.blocks(replace(setting, engine="openvino"), runtime.batch_tokens, block_rows, MEASURED_SECONDS / 2)
-        if other.tokens_per_second > rate:  # a run goes on with it after its own trial
-            rate = rate_with_trial(tokens, rate, other.tokens_per_second)
-            engine = f"torch, after {TRIAL_AFTER_SECONDS:.0f} s openvino"
+    if may_change and trial_pays(tokens, rate):
+        rates = {engine: rate}
+        for other in engines_beside_torch(lab.device, plan.model.kind, config.recipe.compute):
+            with suppress(EncoderError):  # a run passes it over too
+                asked = (replace(setting, engine=other), runtime.batch_tokens, block_rows, MEASURED_SECONDS / 2)
+                rates[other] = lab.blocks(*asked).tokens_per_second
+        best_engine = max(rates, key=lambda name: rates[name])
+        if best_engine != engine:  # a run goes on with it after its own trial
+            rate = rate_with_trial(tokens, rate, rates[best_engine])
+            engine = f"torch, after {TRIAL_AFTER_SECONDS:.0f} s {best_engine}"
     threads = setting.threads if lab.device == "cpu" else 0
     return Pace(lab.device, engine, threads, rate, measured.padding, best)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import JobConfig
 from pipeline.encoder.batching import computed_tokens, pack_by_tokens
-from pipeline.encoder.engines import first_engine
+from pipeline.encoder.engines import engines_to_try, first_engine
 from pipeline.errors import EncoderError
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.sizing.trials import Lab, Setting, Trial
@@ -72,7 +72,7 @@ class Tuning:
 def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BUDGET_SECONDS) -> Tuning:
     """Try settings on texts of the source, each in processes of its own, and choose.
 
-    First the batches of one encoder with all cores are tried, then another engine if the config leaves that open, then
+    First the batches of one encoder with all cores are tried, then other engines if the config leaves that open, then
     more encoders with fewer threads each.
 
     Raises:
@@ -86,8 +86,9 @@ def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BU
     engine = first_engine(config.runtime.engine, config.recipe.compute)
     trials = lab.batches(Setting(engine, 1, cores), _batch_candidates(config))
     best = _chosen(trials, config.runtime.batch_tokens)
-    if config.runtime.engine == "auto" and engine == "torch" and has_openvino(lab.device, plan.model.kind):
-        trials += _with_openvino(lab, cores, best.batch_tokens)
+    if config.runtime.engine == "auto" and engine == "torch":
+        for other in engines_beside_torch(lab.device, plan.model.kind, config.recipe.compute):
+            trials += _with_engine(lab, other, cores, best.batch_tokens)
         best = _faster(trials, best)
     for encoders in _encoder_counts(lab.device, cores):
         threads = cores // encoders if lab.device == "cpu" else 0
@@ -125,13 +126,16 @@ def _batch_candidates(config: JobConfig) -> list[int]:
     return sorted({budget for budget in BATCH_TOKENS if budget >= least} | {config.runtime.batch_tokens})
 
 
-def has_openvino(device: str, kind: str) -> bool:
-    """Whether OpenVINO can compute a model of this kind here."""
-    return device == "cpu" and kind != "hashing" and find_spec("openvino") is not None
+def engines_beside_torch(device: str, kind: str, compute: str) -> tuple[str, ...]:
+    """Return the engines that are installed and can compute a model of this kind on a CPU, in this number type."""
+    if device != "cpu" or kind == "hashing":
+        return ()
+    found = engines_to_try(compute, is_cpu=True)
+    return found if find_spec("openvino") else tuple(engine for engine in found if engine != "openvino")
 
 
-def _with_openvino(lab: Lab, cores: int, batch_tokens: int) -> list[Trial]:
-    setting = Setting("openvino", 1, cores)
+def _with_engine(lab: Lab, engine: str, cores: int, batch_tokens: int) -> list[Trial]:
+    setting = Setting(engine, 1, cores)
     try:
         return lab.batches(setting, [batch_tokens])
     except EncoderError as error:
