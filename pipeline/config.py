@@ -275,6 +275,10 @@ class Training(Section):
     """The highest; it rises for `warmup_fraction` of the steps, then falls to zero."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
+    base_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the base model in the weights that are published: base_weight · base + (1 - base_weight) · trained
+    (WiSE-FT, arXiv 2109.01903). Raise it when a kind of problem that is not trained on loses too much. A head of
+    `head_dimensions` has no base and is published as it was trained."""
     max_tokens: Annotated[int, Field(ge=3)] = 128
     """Tokens per text while training; longer texts are cut."""
     head_dimensions: Annotated[int, Field(ge=1)] | None = None

@@ -1,4 +1,4 @@
-"""The steps of a training on one worker: going on after a death, a head, what a config must say."""
+"""The steps of a training on one worker: going on after a death, the share of the base, a head, what a config says."""
 
 import multiprocessing
 import os
@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
-from torch import distributed
+from torch import Tensor, distributed
 from transformers import TrainerCallback
 
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.execution.train import plan_training
-from pipeline.training.loop import Hyperparameters, _arguments, train, with_head
+from pipeline.training.loop import Hyperparameters, _arguments, prepare, train
 from pipeline.training.sets import TrainingExamples, distinct_examples
+from tests.benchmarks.random_model import Shape, make_model
 from tests.test_demo_training_sets import strings_of
 
+SHAPE = Shape(layers=1, hidden=32, heads=2, inner=64, dimensions=16, vocabulary=200, max_tokens=32)
 TEXTS = ["房间很干净", "服务太差了", "早餐不错", "再也不来了"]
 
 
@@ -33,6 +36,7 @@ def chosen(**changes: Any) -> Hyperparameters:
         "learning_rate": 5e-5,
         "warmup_fraction": 0.0,
         "max_tokens": 16,
+        "base_weight": 0.0,
         "head_dimensions": None,
         "matryoshka": (),
         "checkpoint_steps": 2,
@@ -53,6 +57,10 @@ def loaded(folder: Path | str) -> SentenceTransformer:
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
 
+def parameters_of(model: SentenceTransformer) -> dict[str, Tensor]:
+    return {name: weights.detach().clone() for name, weights in model.named_parameters()}
+
+
 class Death(Exception):
     """Of the process that trains."""
 
@@ -70,13 +78,14 @@ def test_a_training_that_goes_on_at_its_checkpoint_ends_as_one_that_was_never_st
     sets = sets_of(reviews)
     whole, resumed = loaded(m3e_small), loaded(m3e_small)
     before_ND = whole.encode(TEXTS)
-    straight = train(whole, sets, chosen(), tmp_path / "whole")
+    asked = chosen(base_weight=0.25)
+    straight = train(whole, sets, asked, tmp_path / "whole")
     with pytest.raises(Death):
-        train(loaded(m3e_small), sets, chosen(), tmp_path / "dead", [DiesAfterACheckpoint()])
+        train(loaded(m3e_small), sets, asked, tmp_path / "dead", [DiesAfterACheckpoint()])
     checkpoint = tmp_path / "dead" / "checkpoint-2"
     card = (checkpoint / "README.md").read_text(encoding="utf-8")
     assert not [text for examples in sets for text in strings_of(examples.table.to_pylist()) if text in card]
-    again = train(resumed, sets, chosen(), tmp_path / "resumed", checkpoint=checkpoint)
+    again = train(resumed, sets, asked, tmp_path / "resumed", checkpoint=checkpoint)
     assert again.first_step == 2
     assert [line["step"] for line in again.losses] == [line["step"] for line in straight.losses] == [1, 2, 3, 4]
     np.testing.assert_allclose(resumed.encode(TEXTS), whole.encode(TEXTS), atol=1e-6)
@@ -86,12 +95,30 @@ def test_a_training_that_goes_on_at_its_checkpoint_ends_as_one_that_was_never_st
 def test_a_head_gives_vectors_of_its_width_and_survives_the_folder(
     m3e_small: Path, reviews: pa.Table, tmp_path: Path
 ) -> None:
-    model = with_head(loaded(m3e_small), 96)
-    train(model, sets_of(reviews)[:1], chosen(steps=1, head_dimensions=96, matryoshka=(32, 96)), tmp_path / "run")
+    asked = chosen(steps=1, head_dimensions=96, matryoshka=(32, 96))
+    model = train(loaded(m3e_small), sets_of(reviews)[:1], asked, tmp_path / "run").model
     model.save_pretrained(str(tmp_path / "model"))
     vectors_ND = loaded(tmp_path / "model").encode(TEXTS)
     assert vectors_ND.shape == (4, 96)
     np.testing.assert_allclose(vectors_ND, model.encode(TEXTS), atol=1e-6)
+
+
+def test_a_share_of_the_base_is_left_in_all_weights_but_those_of_a_new_head(reviews: pa.Table, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "base", SHAPE)
+    base = parameters_of(loaded(folder))
+
+    def trained(base_weight: float) -> dict[str, Tensor]:
+        prepare(seed=3, threads=1)
+        asked = chosen(base_weight=base_weight, head_dimensions=24, learning_rate=1e-2)
+        return parameters_of(train(loaded(folder), sets_of(reviews), asked, tmp_path / "run").model)
+
+    whole, interpolated = trained(0.0), trained(0.25)
+    new = whole.keys() - base.keys()
+    assert len(new) == 2
+    for name, weights in whole.items():
+        expected = weights if name in new else 0.25 * base[name] + 0.75 * weights
+        torch.testing.assert_close(interpolated[name], expected, rtol=0, atol=1e-6)
+    assert max(float((weights - base[name]).abs().max()) for name, weights in whole.items() if name in base) > 1e-3
 
 
 def test_a_config_without_training_says_what_it_needs(tmp_path: Path) -> None:

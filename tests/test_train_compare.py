@@ -23,7 +23,14 @@ SHAPE = Shape(layers=1, hidden=32, heads=2, inner=64, dimensions=16, vocabulary=
 RECORD = {
     "base": {"model": "base"},
     "sets": [{"kind": "class"}, {"kind": "pair"}],
-    "training": {"steps": 3, "batch_rows": 4, "loss": "circle", "learning_rate": 5e-5, "max_tokens": 32},
+    "training": {
+        "steps": 3,
+        "batch_rows": 4,
+        "loss": "circle",
+        "learning_rate": 5e-5,
+        "max_tokens": 32,
+        "base_weight": 0.25,
+    },
     "losses": [{"step": 3, "loss": 1.5}],
     "versions": {"torch": "2", "sentence-transformers": "6"},
 }
@@ -73,6 +80,7 @@ def test_the_mini_set_is_scored_before_and_after_and_the_table_stands_in_the_car
     assert list(compared) == [*kinds, "mean of 6 tasks"]
     assert compared["Retrieval"]["before"] != compared["Retrieval"]["after"]
     card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert "Its weights are 25 % those\nof base, the rest as trained" in card.text
     for kind, points in compared.items():
         assert f"| {points['before']:.2f} | {points['after']:.2f} |" in card.text, kind
         assert f"{points['before']:6.2f} {points['after']:6.2f}" in told, kind

@@ -69,6 +69,7 @@ class Trainings:
                 "mini_batch_rows": 2,
                 "checkpoint_steps": CHECKPOINT_STEPS,
                 "learning_rate": 1e-3,
+                "base_weight": 0.25,
                 "head_dimensions": WIDTH,
                 "matryoshka": [NARROW, WIDTH],
                 "workers": 2,

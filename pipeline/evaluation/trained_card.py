@@ -29,12 +29,14 @@ def trained_card(before: Card, after: Card, record: Mapping[str, Any], recipe: R
     chosen = record["training"]
     kinds = ", ".join(dict.fromkeys(examples["kind"] for examples in record["sets"]))
     saved_with = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    base_percent = 100 * chosen["base_weight"]
     names = ("", "metric", "before", "after", "difference")
     rows = [(line.name, line.metric, *figures(line)) for line in lines_of(compare(after, before, recipe.normalize))]
     body = f"""# {after.model}
 
 {before.model} after {chosen["steps"]} steps of {chosen["batch_rows"]} examples ({kinds}), loss `{chosen["loss"]}`,
-learning rate {chosen["learning_rate"]:g}, texts of {chosen["max_tokens"]} tokens; all else is in `training.json`.
+learning rate {chosen["learning_rate"]:g}, texts of {chosen["max_tokens"]} tokens. Its weights are {base_percent:g} % those
+of {before.model}, the rest as trained (WiSE-FT, arXiv 2109.01903); all else is in `training.json`.
 Saved with {saved_with}.
 
 {table_of(names, rows)}

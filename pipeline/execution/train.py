@@ -187,12 +187,11 @@ def _work(loop_config: dict[str, Any]) -> None:
     loop.prepare(chosen.seed, loop_config["threads"])
     rights = (recipe.trust_remote_code, recipe.allow_pickled_weights)
     base = load_model(str(local_folder(plan.base)), "float32", *rights, str(ray.train.torch.get_device()))
-    model = loop.with_head(base.train(), chosen.head_dimensions)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _last_checkpoint(Path(folder))
-        trained = loop.train(model, _examples(plan), chosen, Path(folder), [_checkpoint_reporter()], checkpoint)
+        trained = loop.train(base.train(), _examples(plan), chosen, Path(folder), [_checkpoint_reporter()], checkpoint)
         if ray.train.get_context().get_world_rank() == 0:
-            model.save_pretrained(f"{folder}/model", create_model_card=False)
+            trained.model.save_pretrained(f"{folder}/model", create_model_card=False)
             _publish(Path(folder, "model"), plan, trained.losses)
 
 

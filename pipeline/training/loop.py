@@ -16,6 +16,7 @@ from transformers import TrainerCallback, set_seed
 
 from pipeline.training.batches import Collator, ScheduledBatches
 from pipeline.training.circle_loss import UnifiedCircleLoss, circle, weighted
+from pipeline.training.interpolation import interpolate, weights_of
 from pipeline.training.sets import TrainingExamples
 
 
@@ -32,6 +33,7 @@ class Hyperparameters:
     learning_rate: float
     warmup_fraction: float
     max_tokens: int
+    base_weight: float
     head_dimensions: int | None
     matryoshka: tuple[int, ...]
     checkpoint_steps: int
@@ -42,6 +44,8 @@ class Hyperparameters:
 class Trained:
     """What the steps of this call came to."""
 
+    model: SentenceTransformer
+    """The model that was given, or where it got a head, one of the same modules and the head."""
     first_step: int
     """0, or that of the checkpoint."""
     losses: Sequence[Mapping[str, float]]
@@ -54,8 +58,7 @@ def prepare(seed: int, threads: int) -> None:
     set_seed(seed)
 
 
-def with_head(model: SentenceTransformer, head_dimensions: int | None) -> SentenceTransformer:
-    """Return the model, with a linear layer to `head_dimensions` behind it if its vectors are of another width."""
+def _with_head(model: SentenceTransformer, head_dimensions: int | None) -> SentenceTransformer:
     width = int(model.get_embedding_dimension() or 0)
     if head_dimensions is None or head_dimensions == width:
         return model
@@ -71,20 +74,23 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     checkpoint: Path | None = None,
 ) -> Trained:
-    """Change the weights of a model.
+    """Change the weights of a model, put behind it the head that is `chosen`, and interpolate with the base.
 
-    In a process group every worker calls this with the same arguments, and holds the same weights afterwards.
+    In a process group every worker calls this with the same arguments, and holds the same weights afterwards. A head
+    has no base: it stays as it was trained. Checkpoints hold the weights before the interpolation.
 
     Args:
-        model: with its head, see `with_head`.
+        model: the base, also where a training goes on.
         sets: at least one.
         folder: for checkpoints, on this machine.
         callbacks: of the transformers trainer; told of every checkpoint.
         checkpoint: a checkpoint folder of the same training, to go on from.
 
     Returns:
-        What the loss was.
+        The model, and what the loss was.
     """
+    base = weights_of(model) if chosen.base_weight else {}
+    model = _with_head(model, chosen.head_dimensions)
     allowed = model.max_seq_length
     model.model_card_data.generate_widget_examples = False
     model.max_seq_length = min(chosen.max_tokens, int(allowed or chosen.max_tokens))
@@ -98,10 +104,11 @@ def train(
     )
     trainer.schedule = (sets, chosen)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    interpolate(model, base, chosen.base_weight)
     model.max_seq_length = allowed
     first_step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     losses = [{"step": line["step"], "loss": line["loss"]} for line in trainer.state.log_history if "loss" in line]
-    return Trained(first_step, losses)
+    return Trained(model, first_step, losses)
 
 
 class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]

@@ -45,6 +45,7 @@ CHOSEN = Hyperparameters(
     learning_rate=5e-5,
     warmup_fraction=0.1,
     max_tokens=64,
+    base_weight=0.0,
     head_dimensions=None,
     matryoshka=(),
     checkpoint_steps=10_000,
@@ -90,8 +91,8 @@ class Ablation:
     def _trained(self, loss: Literal["circle", "weighted"], seed: int) -> SentenceTransformer:
         model = SentenceTransformer(str(fetch_model()), device="cpu").train()
         with tempfile.TemporaryDirectory() as scratch:
-            train(model, joint_sets(self.weights), replace(self.chosen, loss=loss, seed=seed), Path(scratch))
-        return model.eval()
+            chosen = replace(self.chosen, loss=loss, seed=seed)
+            return train(model, joint_sets(self.weights), chosen, Path(scratch)).model.eval()
 
     def lines(self) -> Iterator[Line]:
         """Yield what is kept, a line per run and the mean of each loss over its seeds."""
