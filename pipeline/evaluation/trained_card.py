@@ -35,8 +35,8 @@ def trained_card(before: Card, after: Card, record: Mapping[str, Any], recipe: R
     body = f"""# {after.model}
 
 {before.model} after {chosen["steps"]} steps of {chosen["batch_rows"]} examples ({kinds}), loss `{chosen["loss"]}`,
-learning rate {chosen["learning_rate"]:g}, texts of {chosen["max_tokens"]} tokens. Its weights are {base_percent:g} % those
-of {before.model}, the rest as trained (WiSE-FT, arXiv 2109.01903); all else is in `training.json`.
+learning rate {chosen["learning_rate"]:g}, texts of {chosen["max_tokens"]} tokens. Its weights are {base_percent:g} %
+those of {before.model}, the rest as trained (WiSE-FT, arXiv 2109.01903); all else is in `training.json`.
 Saved with {saved_with}.
 
 {table_of(names, rows)}
