@@ -8,13 +8,17 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from tests.benchmarks import corpora, gpu
+from pipeline.encoder.hashing import HashingEncoder
+from pipeline.records import TokenBatch
+from tests.benchmarks import corpora, gpu, loop_profile
 from tests.benchmarks.__main__ import _keep, _kept
 from tests.benchmarks.models import m3e_small
 from tests.benchmarks.random_model import Shape, texts_of
 from tests.benchmarks.rounds import Encode, Outcome, Texts, Timed, Variant, interleave, quiet_rounds, ratios
+from tests.test_batching import tokens_of
 
 TEXTS = Texts([f"text {n}" for n in range(100)], np.full(100, 100), lambda lengths_N: float(lengths_N.sum()))
 
@@ -127,6 +131,27 @@ def test_the_figures_of_one_benchmark_outlive_another_run(tmp_path: Path) -> Non
         "encoders": [{"benchmark": "c"}],
         "ids": [{"benchmark": "b"}],
     }
+
+
+class Doubling(HashingEncoder):
+    """An encoder with a module of torch in it."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.module = torch.nn.Linear(8, 8)
+
+    def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            vectors_BD: NDArray[np.float32] = self.module(torch.from_numpy(super().encode(batch))).numpy()
+        return vectors_BD
+
+
+def test_a_profile_of_the_encoder_loop_leaves_no_time_out_and_tells_kernels_from_what_is_around_them() -> None:
+    encoder = Doubling()
+    with loop_profile.marked([encoder.module]):
+        shares = loop_profile.shares_of(encoder, tokens_of([3, 9, 40, 7]), rounds=2)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(shares[name] > 0 for name in ("kernels", "shapes", "python_of_the_model", "bookkeeping"))
 
 
 def test_the_gpu_benchmark_says_that_there_is_no_gpu_and_measures_nothing(

@@ -15,6 +15,7 @@ HEADERS = {
     "to_encode_float32": "× encode f32",
     "to_encode_same_precision": "× encode same",
     "of_gemm_ceiling": "of GEMM",
+    "python_of_the_model": "Python of the model",
     "others_cores": "others",
     "gigaflops_per_second": "GFLOP/s",
 }
