@@ -67,13 +67,15 @@ def inline(before_block: Callable[[int], None], is_sick: bool = False) -> Iterat
     def encode_missing(
         config: JobConfig,
         plan: Plan,
+        store: Store,
         model: ModelDescription,
         planned_at: pa.Scalar,
         journal: Journal,
         report: RunReport,
         watch: execution.Watcher,
     ) -> list[BlockReceipt]:
-        settings, store = stage_settings(config, plan, model, planned_at, 1), Store(config.output.uri)
+        plan, _ = execution._with_index(plan, store, report, watch)
+        settings = stage_settings(config, plan, model, planned_at, 1)
 
         def receipts() -> Iterable[BlockReceipt]:
             blocks = 0

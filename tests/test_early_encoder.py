@@ -3,21 +3,27 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import Runtime
+from pipeline.config import JobConfig, Runtime
+from pipeline.encoder.describe import hashing_description
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.protocol import Encoder, Overlapping
-from pipeline.errors import EncoderError
-from pipeline.execution import early_encoder
-from pipeline.execution.early_encoder import EarlyEncoder, joined, threads_of_only_encoder
+from pipeline.errors import EncoderError, Stopped
+from pipeline.execution import early_encoder, joined_encoder
+from pipeline.execution.early_encoder import EarlyEncoder, loading_early, threads_of_only_encoder
+from pipeline.execution.joined_encoder import joined
+from pipeline.execution.planning.model import ModelReference
+from pipeline.execution.planning.plan import Plan
 from pipeline.records import TokenBatch
 from tests.test_batching import tokens_of
 
@@ -94,7 +100,7 @@ def test_an_error_keeps_its_name_and_a_death_ends_whoever_has_joined(monkeypatch
     def replaced() -> None:
         raise SystemExit("replaced")
 
-    monkeypatch.setattr(early_encoder, "replace_process", replaced)
+    monkeypatch.setattr(joined_encoder, "replace_process", replaced)
     with listening(partial(Frail, 16)) as early:
         encoder = joined(early.address)
         assert encoder is not None
@@ -111,12 +117,31 @@ def test_a_model_that_cannot_be_loaded_is_left_to_whoever_would_have_joined() ->
         assert joined(early.address) is None
 
 
-def test_the_process_ends_with_the_driver_that_has_started_it() -> None:
+def test_the_process_ends_when_it_is_not_needed_any_more_and_leaves_nothing() -> None:
     with listening(partial(HashingEncoder, 16)) as early:
         assert Path(early.address).exists()
-    assert early._process.returncode == 0
+    assert early._process.returncode is not None
     assert not Path(early.address).parent.exists()
     assert joined(early.address) is None
+
+
+def test_the_process_of_a_driver_that_was_killed_ends_and_leaves_nothing() -> None:
+    with listening(partial(HashingEncoder, 16)) as early:
+        assert early._process.stdin is not None
+        early._process.stdin.close()
+        assert early._process.wait(30) == 0
+        assert not Path(early.address).parent.exists()
+
+
+def test_a_run_that_is_asked_to_end_leaves_nothing_of_a_model_that_is_being_loaded() -> None:
+    sections = {"source": {"uri": "a"}, "recipe": {"model": "b/c"}, "output": {"uri": "d"}}
+    config = JobConfig.model_validate(sections | {"runtime": {"gpus_per_encoder": 0}})
+    plan = cast("Plan", SimpleNamespace(model=ModelReference("local", "/nowhere", "none", False, False)))
+    with suppress(Stopped), loading_early(config, plan, hashing_description(8)) as early:
+        raise Stopped("stopped")
+    assert early is not None
+    assert early._process.returncode is not None
+    assert not Path(early.address).parent.exists()
 
 
 @pytest.mark.parametrize(

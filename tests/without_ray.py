@@ -22,6 +22,7 @@ from pipeline.execution.reporting.metrics import RunReport
 from pipeline.execution.settings import stage_settings
 from pipeline.execution.stages import EncodeBlocks, read_blocks, tokenize_blocks, write_blocks
 from pipeline.records import BlockReceipt
+from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import Journal
 from pipeline.storage.snapshots import Snapshot, open_snapshot
 
@@ -48,6 +49,7 @@ def published_in_process(config: str | Path, *overrides: str) -> Snapshot:
 def _encode_missing(
     config: JobConfig,
     plan: Plan,
+    store: Store,
     description: ModelDescription,
     planned_at: pa.Scalar,
     journal: Journal,
@@ -55,6 +57,7 @@ def _encode_missing(
     watch: Any,
 ) -> list[BlockReceipt]:
     book = Attempts()
+    plan, _ = execution._with_index(plan, store, report, watch)
     settings = replace(stage_settings(config, plan, description, planned_at, 1), attempts=book)
     if settings.chunk_overlap_tokens is None:
         of_shards = (unknown_hashes(shard, plan.done_blocks(shard.shard_id), settings) for shard in plan.embed)

@@ -19,8 +19,8 @@ from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice, in_a_line
 from pipeline.execution.attempts import marked, replace_process
 from pipeline.execution.canary_gate import check_encoder
-from pipeline.execution.early_encoder import joined
 from pipeline.execution.isolated import IsolatedEncoder
+from pipeline.execution.joined_encoder import joined
 from pipeline.execution.lending import Borrower
 from pipeline.execution.planning.model import open_encoder
 from pipeline.execution.reporting.metrics import TOKEN_BUCKETS

@@ -145,13 +145,7 @@ def _work(
         output_dimension(config, description)
         receipts: list[BlockReceipt] = []
         if plan.embed:
-            watch(Progress("looking up known texts"))
-            looking_up = time.perf_counter()
-            plan, warnings = with_index(plan, store)
-            if plan.known:
-                report.seconds["index"] = time.perf_counter() - looking_up
-            report.warnings += warnings
-            receipts = _encode_missing(config, plan, description, planned_at, journal, report, watch)
+            receipts = _encode_missing(config, plan, store, description, planned_at, journal, report, watch)
         watch(Progress("publishing", report.rows_read, report.tokens, 1.0, report.quarantined))
         publishing = time.perf_counter()
         publish(config, plan, store, claim, receipts, report, description, max_deleted)
@@ -206,6 +200,7 @@ def _record_plan(store: Store, plan: Plan, run_key: str) -> pa.Scalar:
 def _encode_missing(
     config: JobConfig,
     plan: Plan,
+    store: Store,
     description: ModelDescription,
     planned_at: pa.Scalar,
     journal: Journal,
@@ -217,6 +212,8 @@ def _encode_missing(
     with loading_early(config, plan, description) as early:
         starting = time.perf_counter()
         with executing(config, plan, early, report) as executor:
+            plan, index_seconds = _with_index(plan, store, report, watch)
+            starting += index_seconds
             if plan.model.kind != "hashing":
                 report.engine = first_engine(config.runtime.engine, config.recipe.compute)
             settings = stage_settings(config, plan, description, planned_at, executor.encoder_threads)
@@ -245,6 +242,18 @@ def _encode_missing(
             report.attention = executor.book.attentions_told()
             report.warnings += [_told_as_left_out(*one) for one in executor.book.excluded().items()]
             return receipts
+
+
+def _with_index(plan: Plan, store: Store, report: RunReport, watch: Watcher) -> tuple[Plan, float]:
+    """Return the Plan with the index of known texts, and the seconds it took; workers start meanwhile."""
+    watch(Progress("looking up known texts"))
+    began = time.perf_counter()
+    plan, warnings = with_index(plan, store)
+    report.warnings += warnings
+    seconds = time.perf_counter() - began
+    if plan.known:
+        report.seconds["index"] = seconds
+    return plan, seconds
 
 
 def _told_as_left_out(place: str, error: str) -> str:

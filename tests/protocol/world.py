@@ -257,6 +257,7 @@ class World:
         self,
         config: JobConfig,
         plan: Plan,
+        store: Store,
         description: ModelDescription,
         planned_at: pa.Scalar,
         journal: Any,
@@ -264,13 +265,13 @@ class World:
         watch: Any,
     ) -> list[BlockReceipt]:
         """Stand in for Ray: the four stages one after the other, in this thread."""
+        plan, _ = execution._with_index(plan, store, report, watch)
         settings = stage_settings(config, plan, description, planned_at, 1)
         is_sick = self.sick_runs.setdefault(plan.run_key, self.is_sick)
         works = [Work(settings, shard, plan.done_blocks(shard.shard_id), is_sick) for shard in plan.embed]
         self.given += works
         self.counts["resumed"] += plan.run_key in self.begun
         self.begun[plan.run_key] = bool(plan.redo)
-        store = SteppedStore(config.output.uri)
         receipts = (receipt for work in works for receipt in work.blocks(store))
         return execution._follow(receipts, Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
 

@@ -7,9 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import Recipe
 from pipeline.encoder.calibration import facts_of as facts_of_calibration
 from pipeline.encoder.describe import ModelDescription, describe_model, hashing_description
 from pipeline.encoder.protocol import Encoder
@@ -21,6 +20,9 @@ from pipeline.storage.folder_cache import (
     local_folder_identity,
     remote_folder_identity,
 )
+
+if TYPE_CHECKING:  # a process that only encodes reads no config
+    from pipeline.config import Recipe
 
 HASHING = "hashing://"
 HUB_IGNORED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
@@ -52,7 +54,7 @@ class Calibration:
     """Fingerprint of its files, and the name of its folder."""
 
 
-def resolve_model(recipe: Recipe) -> ModelReference:
+def resolve_model(recipe: "Recipe") -> ModelReference:
     """Pin the model of a recipe by looking at it, without loading it.
 
     Raises:
@@ -192,13 +194,13 @@ def open_encoder(
     return load(str(local_folder(model)), compute, prompt, threads, **rights)
 
 
-def facts_of(recipe: Recipe, model: ModelReference) -> dict[str, Any]:
+def facts_of(recipe: "Recipe", model: ModelReference) -> dict[str, Any]:
     """Return a recipe as it stands in files and snapshots: its fields, and which model and calibration it meant."""
     facts = recipe.model_dump(mode="json") | {"identity": model.identity}
     return facts | ({"calibration_identity": model.calibration.identity} if model.calibration else {})
 
 
-def recipe_fingerprint(recipe: Recipe, model: ModelReference) -> str:
+def recipe_fingerprint(recipe: "Recipe", model: ModelReference) -> str:
     """Return the fingerprint of all that decides what a vector is; addresses are not part of it."""
     return fingerprint_of_facts(facts_of(recipe, model))
 
