@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,59 @@ def test_what_is_not_of_this_pipelines_making_stays(tmp_path: Path, store: Store
         store.put(key, b"mine")
     swept(store)
     assert all(store.read(key) == b"mine" for key in strangers)
+
+
+IN_USE, SUPERSEDED, UNNAMED = "a" * 32, "b" * 32, "c" * 32
+OF_CALIBRATION_IN_USE = {f"_meta/calibrations/{IN_USE}/model.xml", f"_meta/calibrations/{'1' * 32}.json"}
+
+
+def with_calibrations(corpus: Path, store: Store) -> None:
+    """Publish a snapshot that was made with one calibration; another recipe has had one, and one has lost a race."""
+    published(corpus, store, days=1)
+    first = load_snapshot(store, 1)
+    assert first is not None
+    recipe = first.recipe | {"calibration_identity": IN_USE}
+    publish_snapshot(store, replace(first.record, number=2, recipe=recipe), [], [])
+    for identity in (IN_USE, SUPERSEDED, UNNAMED):
+        store.put(f"_meta/calibrations/{identity}/model.xml", b"quantised")
+    for recipe_key, identity in (("1" * 32, IN_USE), ("2" * 32, SUPERSEDED)):
+        store.put(f"_meta/calibrations/{recipe_key}.json", orjson.dumps({"identity": identity}))
+
+
+def test_a_calibration_goes_that_no_kept_snapshot_was_made_with(tmp_path: Path, store: Store) -> None:
+    with_calibrations(tmp_path / "corpus", store)
+    assert not [name for name in removed(expire(store, 1, 0.0, is_dry_run=True)) if "calibration" in name]
+    would = expire(store, 1, math.inf, is_dry_run=True)
+    assert [name for name in removed(would) if "calibration" in name] == [
+        f"calibration {SUPERSEDED}",
+        f"calibration {UNNAMED}",
+    ]
+    assert swept(store, keep=1).removals == would.removals
+    assert store.files("_meta/calibrations").keys() == OF_CALIBRATION_IN_USE
+
+
+def test_calibrations_stay_while_a_run_may_use_them(tmp_path: Path, local: Store) -> None:
+    with_calibrations(tmp_path / "corpus", local)
+    before = local.files("_meta/calibrations")
+    with Claim(local, 3):
+        swept(local, keep=1)
+    assert local.files("_meta/calibrations") == before
+    plan = "_meta/runs/" + "d" * 32 + "/plan.parquet"
+    local.put(plan, b"of a run that has died and may be resumed")
+    os.utime(Path(local.uri, plan), (2**31, 2**31))
+    expire(local, 1, 2**31 - 1, is_dry_run=False)
+    assert local.files("_meta/calibrations") == before
+
+
+def test_what_names_a_calibration_goes_before_its_files(
+    tmp_path: Path, local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_calibrations(tmp_path / "corpus", local)
+    order: list[str] = []
+    monkeypatch.setattr(local, "delete", order.append)
+    swept(local, keep=1)
+    of_superseded = [key for key in order if SUPERSEDED in key or "2" * 32 in key]
+    assert of_superseded == [f"_meta/calibrations/{'2' * 32}.json", f"_meta/calibrations/{SUPERSEDED}/model.xml"]
 
 
 def test_temporary_files_of_writers_that_died_go(tmp_path: Path, local: Store) -> None:

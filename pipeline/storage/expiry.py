@@ -1,10 +1,13 @@
 """Expiry: what no kept Snapshot needs is swept away, in an order that leaves every published Snapshot whole."""
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import orjson
 
 from pipeline.errors import SnapshotConflict, StorageError
 from pipeline.storage.changes import needed_for_feeds
@@ -25,6 +28,9 @@ TABLE = re.compile(r"_meta/snapshots/(\d{8})-\w+\.(?:parts|shards)\.parquet")
 """Of a Snapshot that was not published, if its number is taken; else a run may yet adopt it."""
 INDEX_FILE = re.compile(r"_meta/snapshots/(\d{8})\.index/")
 CHANGES_FILE = re.compile(r"(?:_meta/)?changes/(\d{8})[-.]")
+CALIBRATION_FILE = re.compile(r"_meta/calibrations/([0-9a-f]{32})/")
+CALIBRATION_OF_RECIPE = re.compile(r"_meta/calibrations/[0-9a-f]{32}\.json")
+"""Says which calibration a recipe has, as `identity`; it goes first, or a run would look for files that are gone."""
 TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe|estimates)/")
 """Of a writer that died; of a plan, which stands in the report of its run."""
 
@@ -34,13 +40,15 @@ class Removal:
     """Files that go together, because nobody needs any of them."""
 
     name: str
-    """`snapshot 3`, `run 31193a7b…` (one that no Snapshot is of), `claim 3`, or the key of a file that stands alone."""
+    """`snapshot 3`, `run 31193a7b…` (one that no Snapshot is of), `claim 3`, `calibration 5d0c…` (that no Snapshot was
+    made with), or the key of a file that stands alone."""
     snapshot: int | None
     """The published Snapshot that is withdrawn with them."""
     dead_run: str | None
     """Key of the run that has left them, and that no Snapshot is of."""
     first: tuple[str, ...]
-    """Keys that go before it is withdrawn, one after the other: the run's Journal from its end, then its plan."""
+    """Keys that go before it is withdrawn, one after the other: the run's Journal from its end, then its plan; or what
+    names a calibration."""
     rest: tuple[str, ...]
     """Keys that go after it, in any order."""
     size_bytes: int
@@ -101,7 +109,7 @@ def expire(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expi
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         expiry = find_removals(store, keep, older_than, with_leftovers=True)
         sweep(store, expiry.removals)
-        for top in ("snapshots", "quarantine", "changes", "_meta/runs", "_meta/claims"):
+        for top in ("snapshots", "quarantine", "changes", "_meta/runs", "_meta/claims", "_meta/calibrations"):
             store.remove_empty_folders(top)
     return expiry
 
@@ -119,6 +127,8 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
     kept = [number for number in numbers if number in needed or snapshot_key(number) in young]
     marked, kept_groups = _marked(store, kept)
     groups = _groups(found.keys() - marked, (numbers or [0])[-1])
+    for key in [key for key in found if CALIBRATION_OF_RECIPE.fullmatch(key)]:
+        groups[f"calibration {orjson.loads(store.read(key) or b'{}').get('identity')}"].append(key)
     removals: list[Removal] = []
     for number in sorted(set(numbers) - set(kept)):
         if snapshot := load_snapshot(store, number):
@@ -128,7 +138,8 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
             removals.append(_removal(f"snapshot {number}", keys, found, snapshot=number))
     # A young run may stand on what older ones have left: until it publishes, their Parts are all there is of them.
     unfinished = {name for name in groups if name.startswith("run ") and name not in kept_groups}
-    spared = unfinished if any(young.intersection(groups[name]) for name in unfinished) else set()
+    calibrations = {name for name in groups if name.startswith("calibration ")}
+    spared = unfinished | calibrations if any(young.intersection(groups[name]) for name in unfinished) else set()
     for name, keys in groups.items() if with_leftovers else ():
         if name not in kept_groups | spared and not young.intersection(keys):
             dead_run = name.removeprefix("run ") if name.startswith("run ") else None
@@ -137,7 +148,7 @@ def find_removals(store: Store, keep: int, older_than: float, with_leftovers: bo
 
 
 def _marked(store: Store, kept: Sequence[int]) -> tuple[set[str], set[str]]:
-    """Return what the kept Snapshots name, and the groups that belong to them: their runs, indexes and feeds."""
+    """Return what the kept Snapshots name, and the groups that are theirs: runs, indexes, feeds and calibrations."""
     marked: set[str] = set()
     groups: set[str] = set()
     for number in kept:
@@ -147,6 +158,7 @@ def _marked(store: Store, kept: Sequence[int]) -> tuple[set[str], set[str]]:
         columns = (snapshot.parts[name].to_pylist() for name in ("kind", "folder", "path"))
         marked |= {part_key(*part) for part in zip(*columns, strict=True)} | {*snapshot.record.tables.values()}
         groups |= {f"run {snapshot.record.run_key}", f"index {number}", f"changes {number}"}
+        groups.add(f"calibration {snapshot.recipe.get('calibration_identity')}")
     return marked, groups
 
 
@@ -162,6 +174,8 @@ def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
             groups[f"index {int(match[1])}"].append(key)
         elif match := CHANGES_FILE.match(key):
             groups[f"changes {int(match[1])}"].append(key)
+        elif match := CALIBRATION_FILE.match(key):
+            groups[f"calibration {match[1]}"].append(key)
         elif TEMPORARY_FILE.match(key) or ((match := TABLE.match(key)) and int(match[1]) <= newest):
             groups[key].append(key)
     return groups
@@ -175,7 +189,8 @@ def _removal(
     dead_run: str | None = None,
 ) -> Removal:
     present = [key for key in keys if key in found]
-    first = [key for key in sorted(present, reverse=True) if key.startswith("_meta/runs/")]
+    goes_first = [key.startswith("_meta/runs/") or CALIBRATION_OF_RECIPE.fullmatch(key) for key in present]
+    first = sorted(itertools.compress(present, goes_first), reverse=True)
     first.sort(key=lambda key: key.endswith("/plan.parquet"))
     rest = [key for key in present if key not in set(first)]
     size_bytes = sum(found[key].size_bytes for key in present)
