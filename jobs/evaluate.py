@@ -76,6 +76,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     from pipeline.evaluation.score import score
     from pipeline.evaluation.tasks import chosen_tasks
     from pipeline.execution.calibrating import calibrated
+    from pipeline.execution.executors.calls import calling
     from pipeline.storage.filesystem import Store
     from pipeline.storage.snapshots import open_snapshot
 
@@ -87,7 +88,8 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     job = embedding_config(calibrated(config), settings, collected)
     report = worked(job)
     snapshot = open_snapshot(job.output.uri)
-    scored = score(store, collected, snapshot, _tell)
+    with calling(config.runtime) as mapped:
+        scored = score(store, collected, snapshot, _tell, mapped)
     comparison = write_report(store, collected, scored, snapshot, reference)
     if scored.scored and config.recipe.compute == config.recipe.stored == "float32":
         write_canary(store, collected, scored, snapshot)

@@ -26,11 +26,13 @@ from pipeline.evaluation.model_index import parse_card
 from pipeline.evaluation.model_meta import meta_of
 from pipeline.evaluation.rehearsal import texts_of
 from pipeline.evaluation.search import top_documents
-from pipeline.evaluation.stored_encoder import StoredEncoder, StoredVectors
+from pipeline.evaluation.stored_encoder import StoredEncoder
+from pipeline.evaluation.stored_vectors import StoredVectors
 from pipeline.evaluation.tasks import chosen_tasks
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot
 from tests.running import written_config
+from tests.searching import Held, blocks_of
 from tests.without_ray import without_ray
 
 MAX_TOKENS = 48
@@ -202,8 +204,7 @@ def test_names_of_tasks_are_those_of_the_card_of_mteb_and_of_sets() -> None:
 def test_search_in_blocks_finds_what_one_product_of_all_finds(block: int) -> None:
     rng = np.random.default_rng(0)
     queries_QD, documents_ND = (rng.normal(size=(rows, 16)).astype(np.float32) for rows in (20, 300))
-    blocks = (documents_ND[first : first + block] for first in range(0, 300, block))
-    scores_QK, numbers_QK = top_documents(queries_QD, blocks, 10)
+    scores_QK, numbers_QK = top_documents(queries_QD, blocks_of(documents_ND, block), 10)
     exact_QN = queries_QD @ documents_ND.T
     expected_QK = np.argsort(-exact_QN, axis=1)[:, :10]
     assert numbers_QK.tolist() == expected_QK.tolist()
@@ -213,8 +214,7 @@ def test_search_in_blocks_finds_what_one_product_of_all_finds(block: int) -> Non
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_of_documents_equally_near_those_of_an_earlier_block_are_found(block: int) -> None:
     documents_ND = np.repeat(np.eye(3, dtype=np.float32), 64, axis=0)[np.random.default_rng(0).permutation(192)]
-    blocks = [documents_ND[first : first + block] for first in range(0, 192, block)]
-    _, numbers_QK = top_documents(np.eye(3, dtype=np.float32), blocks, 20)
+    _, numbers_QK = top_documents(np.eye(3, dtype=np.float32), blocks_of(documents_ND, block), 20)
     for query, found_K in enumerate(numbers_QK):
         nearest_K = np.flatnonzero(documents_ND[:, query])[:20]
         assert (found_K // block).tolist() == (nearest_K // block).tolist()
@@ -222,7 +222,7 @@ def test_of_documents_equally_near_those_of_an_earlier_block_are_found(block: in
 
 
 def test_search_for_more_documents_than_there_are_finds_all() -> None:
-    scores_QK, numbers_QK = top_documents(np.eye(2, dtype=np.float32), [np.eye(2, dtype=np.float32)], 10)
+    scores_QK, numbers_QK = top_documents(np.eye(2, dtype=np.float32), [Held(0, np.eye(2, dtype=np.float32))], 10)
     assert numbers_QK.tolist() == [[0, 1], [1, 0]]
     assert scores_QK.tolist() == [[1, 0], [1, 0]]
 
@@ -232,7 +232,7 @@ def with_vectors(vectors: StoredVectors, stored_ND: NDArray[np.float32]) -> Stor
     other = StoredVectors.__new__(StoredVectors)
     other.__dict__.update(vectors.__dict__)
     column = pa.FixedSizeListArray.from_arrays(pa.array(stored_ND.reshape(-1), pa.float32()), stored_ND.shape[1])
-    other.rows = pa.table({"id": vectors.rows["id"], "embedding": column})
+    other.rows = pa.table({"embedding": column})
     return StoredEncoder(other, "variant", stored_ND.shape[1])
 
 

@@ -1,19 +1,30 @@
-"""GPUs of a cluster: shared between encoders, beside enough cores, and a sick one is left out without its node."""
+"""GPUs of a cluster are shared, beside enough cores, a sick one is left out without its node; and tasks search."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError
+from pipeline.evaluation.rehearsal import text_table
+from pipeline.evaluation.stored_encoder import StoredEncoder
+from pipeline.evaluation.stored_vectors import StoredVectors
 from pipeline.execution.attempts import MAX_STRIKES, Attempts
 from pipeline.execution.clusters.cluster import NODE_SHARE, divide, short_of_cores, start_ray, stop_ray
+from pipeline.execution.clusters.tasks import in_tasks
+from pipeline.execution.executors.calls import calling
 from pipeline.execution.planning.model import ModelReference, open_encoder
 from pipeline.execution.sick_gpus import SickGpus, Sickness, here, sickness_of
+from pipeline.optional import library
+from tests.running import written_config
+from tests.searching import found_by
 from tests.test_batching import tokens_of
+from tests.without_ray import published_in_process
 
 
 def cluster_of(monkeypatch: pytest.MonkeyPatch, **nodes: Mapping[str, float]) -> None:
@@ -84,13 +95,14 @@ def test_an_encoder_that_has_reserved_no_gpu_takes_none_though_it_sees_one(
     assert (encoder.device, encoder.encode(tokens_of([5, 9])).shape) == ("cpu", (2, 512))
 
 
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[None]:
     """A Ray that believes in two GPUs; nothing is ever computed on them."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     begin = ray.init
-    monkeypatch.setattr("ray.init", lambda **options: begin(**options, num_cpus=2, num_gpus=2))
-    start_ray(Runtime())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("RAY_ADDRESS", raising=False)
+        patched.setattr("ray.init", lambda **options: begin(**options, num_cpus=2, num_gpus=2))
+        start_ray(Runtime())
     yield
     stop_ray()
 
@@ -108,3 +120,33 @@ def test_a_sick_gpu_is_held_and_only_the_healthy_one_is_given_to_encoders(two_gp
     assert divide(Runtime(), {}, gpus.held()).encoders == 1
     others: list[Any] = ray.get([place.remote() for _ in range(6)])
     assert set(others) == {f"{node['NodeID']}/{1 - int(first[-1])}"}
+
+
+def test_tasks_of_a_cluster_find_the_same_bits_as_a_search_here(
+    two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents, queries = ([f"{kind} {n * n} {n % 7}" for n in range(rows)] for kind, rows in (("d", 400), ("q", 600)))
+    documents += documents[:50]
+    pq.write_table(text_table(documents + queries), tmp_path / "texts.parquet")
+    config = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": str(tmp_path / "texts.parquet")},
+        recipe={"model": "hashing://96", "stored": "int8"},
+        output={"uri": str(tmp_path / "out"), "rows_per_part": 150},
+    )
+    vectors = StoredVectors(published_in_process(config))
+    expected = found_by(StoredEncoder(vectors, "here", 96), documents, queries, 100)
+    monkeypatch.setattr("pipeline.execution.clusters.cluster.start_ray", lambda runtime: [])
+    monkeypatch.setattr("pipeline.execution.clusters.cluster.stop_ray", lambda: None)
+    monkeypatch.setattr("faiss.knn", None)  # of this process, which compares nothing any more
+    with calling(Runtime(ray_address="auto")) as mapped:
+        assert found_by(StoredEncoder(vectors, "tasks", 96, mapped), documents, queries, 100) == expected
+    assert [len(found) for found in expected.values()] == [100] * 600
+    with calling(Runtime()) as mapped:
+        assert mapped is map
+
+
+def test_an_error_in_a_task_is_the_one_that_was_raised(two_gpus: None) -> None:
+    assert list(in_tasks(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+    with pytest.raises(ConfigError, match="needs the package nosuch"):
+        list(in_tasks(partial(library, "nosuch", "extra"), ["who asks"]))

@@ -14,7 +14,7 @@ from pipeline.evaluation.collect import Collected
 from pipeline.evaluation.comparison import Comparison, compare, comparison_markdown
 from pipeline.evaluation.model_index import Card, card_yaml, parse_card
 from pipeline.evaluation.score import Scored
-from pipeline.evaluation.stored_encoder import StoredVectors
+from pipeline.evaluation.stored_vectors import StoredVectors
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot
 

@@ -10,7 +10,9 @@ import orjson
 from pipeline.evaluation.card_tasks import MAIN_METRIC, CardTask, metrics_of
 from pipeline.evaluation.collect import Collected
 from pipeline.evaluation.model_index import Card, results_of
-from pipeline.evaluation.stored_encoder import StoredEncoder, StoredVectors
+from pipeline.evaluation.search import Mapped
+from pipeline.evaluation.stored_encoder import StoredEncoder
+from pipeline.evaluation.stored_vectors import StoredVectors
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import Snapshot
 
@@ -28,12 +30,15 @@ class Scored:
     """Tasks scored now; the others were there."""
 
 
-def score(store: Store, collected: Collected, snapshot: Snapshot, watch: Callable[[CardTask], None]) -> Scored:
-    """Score every task that has no result yet; needs neither the model nor Ray.
+def score(
+    store: Store, collected: Collected, snapshot: Snapshot, watch: Callable[[CardTask], None], mapped: Mapped = map
+) -> Scored:
+    """Score every task that has no result yet; needs no model, and no Ray but where `mapped` is of a cluster.
 
     Args:
         store: the folder of the evaluation; gets `results/<name>/<task>.json`, as mteb writes them.
         watch: called before each task is scored.
+        mapped: searches the documents of a retrieval, Part by Part.
 
     Raises:
         SourceError: a text has no vector.
@@ -47,7 +52,7 @@ def score(store: Store, collected: Collected, snapshot: Snapshot, watch: Callabl
         if content is None:
             watch(task)
             encoder = encoder or StoredEncoder(
-                StoredVectors(snapshot), str(snapshot.recipe["model"]), snapshot.record.dimension
+                StoredVectors(snapshot), str(snapshot.recipe["model"]), snapshot.record.dimension, mapped
             )
             content = _scored(encoder, collected, task)
             store.put_new(key, content)

@@ -1,61 +1,31 @@
-"""An encoder for mteb that computes nothing: it reads the vectors that a run has written, by the hash of their text."""
+"""An encoder for mteb that computes nothing: it reads the vectors that a run has written, and searches among them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from mteb.models.abs_encoder import AbsEncoder
 from numpy.typing import NDArray
 
-from pipeline.arrow import dequantised
-from pipeline.encoder.vectors import finish
-from pipeline.errors import SourceError
 from pipeline.evaluation.model_meta import meta_of
-from pipeline.evaluation.rehearsal import document_texts, query_texts, text_ids, texts_of
-from pipeline.evaluation.search import top_documents
-from pipeline.storage.snapshots import Snapshot
+from pipeline.evaluation.part_rows import unit
+from pipeline.evaluation.rehearsal import document_texts, query_texts, texts_of
+from pipeline.evaluation.search import Mapped, top_documents
+from pipeline.evaluation.stored_vectors import StoredVectors
 
-DOCUMENTS_PER_BLOCK = 8192
-
-
-class StoredVectors:
-    """The vectors of a Snapshot, at their stored precision, found by text."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        columns = [name for name in ("id", "embedding", "scale") if name in snapshot.schema.names]
-        self.rows = snapshot.to_table(columns).combine_chunks()
-        self.stored = str(snapshot.recipe["stored"])
-        ids_N = np.array(self.rows["id"].to_pylist(), "S32")
-        self.order_N = np.argsort(ids_N, kind="stable")
-        self.sorted_N = ids_N[self.order_N]
-
-    def places(self, texts: list[str]) -> NDArray[np.int64]:
-        """Return the row of each text.
-
-        Raises:
-            SourceError: a text has no vector; it is never encoded here.
-        """
-        ids_M = np.array(text_ids(pa.array(texts, pa.string())).to_pylist(), "S32")
-        at_M = np.minimum(np.searchsorted(self.sorted_N, ids_M), max(len(self.sorted_N) - 1, 0))
-        missing = int((self.sorted_N[at_M] != ids_M).sum()) if len(self.sorted_N) else len(ids_M)
-        if missing:
-            raise SourceError(
-                f"{missing} of {len(texts)} texts have no vector in the evaluated output: they went to quarantine, or "
-                "mteb asked for other texts when they were collected. Look at the report of the run."
-            )
-        return self.order_N[at_M]
-
-    def vectors(self, places_M: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of these rows as float32, (M, D)."""
-        return dequantised(self.rows.take(pa.array(places_M)), self.stored)
+QUERIES_PER_PASS = 16_384
+"""Queries that the documents are read for; what is found of them is held in arrays (of 1,000 documents: 200 MB)."""
 
 
 class StoredEncoder(AbsEncoder):  # type: ignore[misc]
-    """What mteb takes for a model: encodes by looking up, and searches by itself, block by block."""
+    """What mteb takes for a model: encodes by looking up, and searches by itself, Part by Part.
 
-    def __init__(self, vectors: StoredVectors, name: str, dimension: int) -> None:
-        self.stored = vectors
+    Args:
+        mapped: searches the Parts, here or elsewhere.
+    """
+
+    def __init__(self, vectors: StoredVectors, name: str, dimension: int, mapped: Mapped = map) -> None:
+        self.stored, self.mapped = vectors, mapped
         self.mteb_model_meta = meta_of(name, dimension)
 
     def encode(self, inputs: Iterable[Any], **asked: Any) -> NDArray[np.float32]:
@@ -75,27 +45,39 @@ class StoredEncoder(AbsEncoder):  # type: ignore[misc]
         places_Q = self.stored.places(query_texts(queries, task_metadata))
         if top_ranked is not None:
             return dict(self._ranked(names, places_Q, top_ranked))
-        scores_QK, numbers_QK = top_documents(_unit(self.stored.vectors(places_Q)), self._blocks(), top_k)
+        self.stored.forget()
+        found: dict[str, dict[str, float]] = {}
+        for first in range(0, len(names), QUERIES_PER_PASS):
+            some = slice(first, first + QUERIES_PER_PASS)
+            found |= self._searched(names[some], places_Q[some], top_k)
+        return found
+
+    def _searched(self, names: list[str], places_Q: NDArray[np.int64], top: int) -> dict[str, dict[str, float]]:
+        order_N = np.argsort(self.places_N, kind="stable")
+        documents = self.stored.parts_of(self.places_N[order_N])
+        scores_QK, numbers_QK = top_documents(self._read(places_Q), documents, top, self.mapped)
         return {
-            name: {self.ids[at]: score for at, score in zip(numbers.tolist(), scores.tolist(), strict=True)}
-            for name, numbers, scores in zip(names, numbers_QK, scores_QK, strict=True)
+            name: {
+                self.ids[at]: score for at, score in zip(order_N[numbers_K].tolist(), scores_K.tolist(), strict=True)
+            }
+            for name, numbers_K, scores_K in zip(names, numbers_QK, scores_QK, strict=True)
         }
 
-    def _blocks(self) -> Iterator[NDArray[np.float32]]:
-        for first in range(0, len(self.places_N), DOCUMENTS_PER_BLOCK):
-            yield _unit(self.stored.vectors(self.places_N[first : first + DOCUMENTS_PER_BLOCK]))
+    def _read(self, places_Q: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors of these rows at length 1, without holding the others."""
+        order_Q = np.argsort(places_Q, kind="stable")
+        read = [part.vectors() for part in self.stored.parts_of(places_Q[order_Q])]
+        vectors_QD = np.empty((len(places_Q), read[0].shape[1]), np.float32)
+        vectors_QD[order_Q] = np.concatenate(read)
+        return vectors_QD
 
     def _ranked(
         self, names: list[str], places_Q: NDArray[np.int64], top_ranked: dict[str, list[str]]
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        queries_QD = _unit(self.stored.vectors(places_Q))
+        queries_QD = unit(self.stored.vectors(places_Q))
         number = {document: at for at, document in enumerate(self.ids)}
         for name, query_D in zip(names, queries_QD, strict=True):
             candidates = [str(document) for document in top_ranked[name]]
             places = self.places_N[[number[document] for document in candidates]]
-            scores = _unit(self.stored.vectors(places)) @ query_D
+            scores = unit(self.stored.vectors(places)) @ query_D
             yield name, dict(zip(candidates, scores.tolist(), strict=True))
-
-
-def _unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(finish(vectors_ND, None, normalize=True))

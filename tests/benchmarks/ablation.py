@@ -23,12 +23,15 @@ from pipeline.evaluation.card_tasks import KINDS, MAIN_METRIC, metrics_of
 from pipeline.evaluation.collect import Collected
 from pipeline.evaluation.mini_tasks import MINI_TASKS
 from pipeline.evaluation.mirror import mirrored_files
-from pipeline.evaluation.stored_encoder import StoredEncoder, StoredVectors
+from pipeline.evaluation.search import Block
+from pipeline.evaluation.stored_encoder import StoredEncoder
+from pipeline.evaluation.stored_vectors import StoredVectors
 from pipeline.fingerprint import fingerprint
 from pipeline.storage.filesystem import Store
 from pipeline.training.loop import Hyperparameters, prepare, train
 from pipeline.training.sets import COLUMNS, TrainingExamples, distinct_examples
 from tests.benchmarks.table import Line
+from tests.searching import Held
 
 WEIGHTS = {"class": 2.0, "retrieval": 1.0, "pair": 1.0}
 """How often a batch is of each set, for both losses, where no config says it."""
@@ -161,3 +164,7 @@ class EncodedVectors(StoredVectors):
         """Return the vectors of these rows, (M, D)."""
         found_MD: NDArray[np.float32] = self.vectors_ND[places_M]
         return found_MD
+
+    def parts_of(self, places_M: NDArray[np.int64]) -> Iterator[Block]:
+        """Yield these rows as one block."""
+        yield Held(0, self.vectors(places_M))

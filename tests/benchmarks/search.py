@@ -64,7 +64,8 @@ def _searched(uri: str, documents: int, queries: int) -> dict[str, object]:
     from datasets import Dataset
 
     from pipeline.evaluation.own_tasks import as_mteb_task, own_task
-    from pipeline.evaluation.stored_encoder import StoredEncoder, StoredVectors
+    from pipeline.evaluation.stored_encoder import StoredEncoder
+    from pipeline.evaluation.stored_vectors import StoredVectors
     from pipeline.storage.snapshots import open_snapshot
 
     texts = _texts(documents + queries)
