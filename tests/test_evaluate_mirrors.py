@@ -126,6 +126,26 @@ def test_a_column_that_a_task_of_mteb_renames_is_missed_as_well(mirror: Path, tm
         collected(tmp_path, str(tmp_path / "mirror"), "Ocnli")
 
 
+def test_a_retrieval_in_the_layout_that_cmteb_began_with_has_the_same_rows(mirror: Path, tmp_path: Path) -> None:
+    tables = {kind: next((mirror / "T2Retrieval" / kind).glob("*")) for kind in ("corpus", "queries", "qrels")}
+    there, names = tmp_path / "mirror", {"_id": "id", "query-id": "qid", "corpus-id": "pid"}
+    for kind, folder, split in (
+        ("corpus", "T2Retrieval", "corpus"),
+        ("queries", "T2Retrieval", "queries"),
+        ("qrels", "T2Retrieval-qrels", "dev"),
+    ):
+        rows = [{names.get(name, name): row[name] for name in row} for row in pq.read_table(tables[kind]).to_pylist()]
+        write_split(there / folder / "data", split, rows)
+    began, now = (collected(tmp_path, str(where), "T2Retrieval") for where in (there, mirror))
+    rows_of = [side.loaded(side.tasks[0]).dataset["default"]["dev"] for side in (began, now)]
+    assert rows_of[0]["relevant_docs"] == rows_of[1]["relevant_docs"]
+    for name in ("corpus", "queries"):
+        assert rows_of[0][name].to_list() == rows_of[1][name].to_list()
+    shutil.rmtree(there / "T2Retrieval-qrels")
+    with pytest.raises(SourceError, match=r"no judgements: expected T2Retrieval-qrels/data/dev-\*\.parquet"):
+        collected(tmp_path, str(there), "T2Retrieval")
+
+
 @pytest.mark.parametrize(
     ("name", "lacking", "told"),
     [

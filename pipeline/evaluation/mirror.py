@@ -24,6 +24,11 @@ COLUMN_ATTRIBUTES = ("input_column_name", "input1_column_name", "input2_column_n
 """Where tasks of mteb say which columns they read; those of STS say it in `column_names`."""
 
 
+JUDGED = "-qrels"
+"""Ends the name of the data set that holds the judgements of a retrieval in the layout that C-MTEB began with; corpus
+and queries are splits of the other one."""
+
+
 def mirrored_files(mirror: Store, task: CardTask, dataset_path: str) -> Files:
     """Return the files of a task, from the folder of its name or of its data set's.
 
@@ -32,13 +37,17 @@ def mirrored_files(mirror: Store, task: CardTask, dataset_path: str) -> Files:
     """
     names = dict.fromkeys((task.name, task.mteb_name, dataset_path, dataset_path.split("/")[-1]))
     for name in names:
-        found = {key: stat.version for key, stat in mirror.files(name).items() if key.endswith(".parquet")}
+        found = _parquet_files(mirror, name)
         if found:
-            return found
+            return found | (_parquet_files(mirror, f"{name}{JUDGED}") if task.kind == "Retrieval" else {})
     raise SourceError(
         f"{mirror.uri} has no data of {task.name}: expected Parquet files, laid out as on the hub, below one of "
         f"{', '.join(names)}"
     )
+
+
+def _parquet_files(mirror: Store, folder: str) -> Files:
+    return {key: stat.version for key, stat in mirror.files(folder).items() if key.endswith(".parquet")}
 
 
 def load_from_mirror(mteb_task: Any, task: CardTask, mirror: Store, files: Files) -> None:
@@ -103,6 +112,11 @@ def _search_data(task: CardTask, mirror: Store, files: Files, splits: dict[str, 
         rows = _table(mirror, files, splits[task.split])
         if set(CANDIDATES) <= set(rows.column_names):
             return of_candidates(rows)
+    if "corpus" not in folders and {"corpus", "queries"} <= splits.keys():
+        if task.split not in splits:
+            raise SourceError(f"{where} has no judgements: expected {task.name}{JUDGED}/data/{task.split}-*.parquet")
+        of_splits = {"corpus": "corpus", "queries": "queries", "judged": task.split}
+        return of_tables({name: _table(mirror, files, splits[split]) for name, split in of_splits.items()}, where)
     tables = {
         "corpus": _of_folder(mirror, files, task.split, "corpus"),
         "queries": _of_folder(mirror, files, task.split, "queries"),

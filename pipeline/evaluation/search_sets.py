@@ -19,6 +19,10 @@ COLUMNS = {
 }
 
 
+OTHER_NAMES = {"_id": "id", "qid": "query-id", "pid": "corpus-id"}
+"""What some sets call these columns."""
+
+
 def of_tables(tables: Mapping[str, pa.Table], where: str) -> dict[str, Any]:
     """Return a set of the tables `corpus`, `queries`, `judged` and, for reranking, `top_ranked`; ids become text.
 
@@ -72,7 +76,7 @@ def of_candidates(rows: pa.Table) -> dict[str, Any]:
 
 
 def _named(table: pa.Table, name: str, where: str) -> pa.Table:
-    renamed = table.rename_columns(["id" if column == "_id" else column for column in table.column_names])
+    renamed = table.rename_columns([OTHER_NAMES.get(column, column) for column in table.column_names])
     missing = [column for column in COLUMNS[name] if column not in renamed.column_names]
     if missing:
         found = ", ".join(table.column_names)
