@@ -8,6 +8,7 @@ PipelineError                exit 1   anything below; the message alone must be 
 ├── StorageError             exit 1   the output store refused, lost or changed something
 │   └── AttemptsDiffer       exit 1   two attempts at one Block set other rows aside; run again, in a fresh folder
 ├── SnapshotConflict         exit 3   another run holds or published the output; run again
+│   └── PlanOutdated         exit 3   an expiry has removed what the plan counts on; a run plans again, once
 ├── Stopped                  exit 1   somebody asked the run to end; run again to go on
 ├── DeletionRefused          exit 4   too much of the snapshot before would go; look, then allow it or mend the source
 ├── GateFailed               exit 4   vectors are worse than a gate allows; look at the scores
@@ -55,6 +56,10 @@ class SnapshotConflict(PipelineError):
     """Another run holds the output, or published the snapshot number this run was for."""
 
     exit_code = 3
+
+
+class PlanOutdated(SnapshotConflict):
+    """What a Plan counts on was removed by an expiry before the run had its claim; planned again, all is well."""
 
 
 class Stopped(PipelineError):

@@ -13,6 +13,8 @@ import pytest
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.errors import ReconciliationError, SnapshotConflict, StorageError
+from pipeline.execution import run as execution
+from pipeline.execution.planning.plan import Plan, make_plan
 from pipeline.execution.verification.verify import verify
 from pipeline.storage import expiry as expiring
 from pipeline.storage.claim import Claim
@@ -186,6 +188,28 @@ def test_a_run_does_not_go_on_where_an_expiry_is_at_work(tmp_path: Path, local: 
     assert (report.reused, report.embedded, report.snapshot) == (0, 5 * FILES, 1)
     assert report.run_key != dead
     assert dead not in open_snapshot(local.uri).folder
+
+
+def test_an_expiry_between_plan_and_claim_has_the_run_plan_again(
+    tmp_path: Path, local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(tmp_path / "corpus", local, days=1)
+    dead_run(tmp_path / "corpus", local.uri)
+    write(tmp_path / "corpus", 1, 50)  # another run than the dead one, which takes over a whole Shard of it
+    config = config_of(tmp_path / "corpus", local.uri, max_quarantined_fraction=1.0)
+    plans: list[Plan] = []
+
+    def planned(*arguments: Any) -> Plan:
+        plans.append(make_plan(*arguments))
+        if len(plans) == 1:
+            assert any(removal.dead_run for removal in swept(local).removals)
+        return plans[-1]
+
+    monkeypatch.setattr(execution, "make_plan", planned)
+    report = run_inline(config)
+    assert [len(plan.embed) for plan in plans] == [1, 2]
+    assert (report.snapshot, report.embedded, report.reused) == (2, 10, 5)
+    assert verify(open_snapshot(local.uri)).is_sound
 
 
 def test_what_is_not_of_this_pipelines_making_stays(tmp_path: Path, store: Store) -> None:

@@ -155,7 +155,7 @@ def test_ten_nights_of_churn_leave_every_kept_snapshot_as_it_was_and_every_diffe
 
 
 def test_the_parts_after_ten_nights_are_those_of_a_run_from_scratch(folder: Path) -> None:
-    nights = Nights(folder, seed=7)
+    nights = Nights(folder, seed=7, partition_by=["label"])  # as many Blocks as without, and of each a Part per value
     counts = []
     for night in range(NIGHTS):
         nights.changes(night)

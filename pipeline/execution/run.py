@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.engines import first_engine
-from pipeline.errors import AttemptsDiffer, PipelineError, SnapshotConflict, Stopped, StorageError
+from pipeline.errors import AttemptsDiffer, PipelineError, PlanOutdated, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.attempts import Book
 from pipeline.execution.calibrating import add_calibration, needs_calibration
 from pipeline.execution.change_feed import write_feeds
@@ -22,6 +22,7 @@ from pipeline.execution.early_encoder import loading_early
 from pipeline.execution.executors.choice import executing
 from pipeline.execution.executors.executor import Todo
 from pipeline.execution.planning.model import describe
+from pipeline.execution.planning.outdated import check_current
 from pipeline.execution.planning.plan import Plan, looks_for_repeats, make_plan
 from pipeline.execution.planning.rounds import planned_redo
 from pipeline.execution.proof.guards import check_sources
@@ -93,6 +94,16 @@ def run(
         PipelineError: the run failed and published nothing; what it has encoded is kept for the next one. The
             report of the failure is on the exception's `report` attribute once there was a plan.
     """
+    try:
+        return _planned_and_done(config, watch, retry, max_deleted)
+    except PlanOutdated as outdated:
+        logger.warning("event=planned_again cause=%s", outdated)
+        return _planned_and_done(config, watch, retry, max_deleted)
+
+
+def _planned_and_done(
+    config: JobConfig, watch: Watcher, retry: Collection[Reason], max_deleted: float | None
+) -> RunReport:
     started = time.perf_counter()
     watch(Progress("planning"))
     store = Store(config.output.uri)
@@ -139,6 +150,7 @@ def _work(
     with stopping_on_sigterm(), Claim(store, plan.number) as claim:
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
+        check_current(store, plan)
         planned_at = _record_plan(store, plan, plan.run_key)
         journal = _open_journal(store, plan, claim)
         description = describe(plan.model)
@@ -170,7 +182,7 @@ def _open_journal(store: Store, plan: Plan, claim: Claim) -> Journal:
         else:
             break
     if is_condemned(store, plan.run_key):
-        raise SnapshotConflict(f"{store.uri}: an expiry removes what this run has left; run again to begin it anew")
+        raise PlanOutdated(f"{store.uri}: an expiry removes what this run has left; run again to begin it anew")
     return journal
 
 

@@ -70,6 +70,13 @@ def pointer_key(recipe: Recipe, model: ModelReference) -> str:
     return f"{FOLDER}/{_uncalibrated(facts_of(recipe, model))}.json"
 
 
+def is_gone(store: Store, model: ModelReference) -> bool:
+    """Whether the model has a calibration of this output, and its files are not there."""
+    if model.calibration is None or model.calibration.uri != store.uri_of(f"{FOLDER}/{model.calibration.identity}"):
+        return False
+    return not _is_whole(store, f"{FOLDER}/{model.calibration.identity}")
+
+
 def _refuse_another(store: Store, recipe: Recipe, model: ModelReference, parent: Snapshot | None) -> None:
     gone = parent.recipe.get("calibration_identity") if parent else None
     if parent and gone and _uncalibrated(parent.recipe) == _uncalibrated(facts_of(recipe, model)):
