@@ -229,6 +229,7 @@ def first_rows_journalled(store: Store, known_runs: set[str], driver: "subproces
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.long
 def test_a_device_that_recovered_a_requeue_that_was_killed_and_the_same_command_again(
     cursed: tuple[str, Store, int], tmp_path: Path
 ) -> None:

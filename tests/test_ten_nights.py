@@ -125,7 +125,7 @@ class Nights:
                 assert told == self.brute_force(before, after), f"snapshots {before} and {after}"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_ten_nights_of_churn_leave_every_kept_snapshot_as_it_was_and_every_difference_true(
     folder: Path, seed: int
 ) -> None:

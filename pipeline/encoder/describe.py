@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.encoder.model_folder import check_folder
 from pipeline.errors import EncoderError
 
 CHILD_SECONDS = 600
@@ -38,6 +39,7 @@ def describe_model(
         EncoderError: the folder cannot be loaded; the message says why.
     """
     if not cache_file.is_file():
+        check_folder(Path(folder), trust_remote_code, allow_pickled_weights)  # told at once, before torch is imported
         command = [sys.executable, "-m", "pipeline.encoder.describe", folder, str(cache_file)]
         command += [str(int(trust_remote_code)), str(int(allow_pickled_weights))]
         try:
