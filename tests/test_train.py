@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -125,6 +126,22 @@ def test_a_config_without_training_says_what_it_needs(tmp_path: Path) -> None:
     config = JobConfig.model_validate({"source": {"uri": "in"}, "recipe": {"model": "m"}, "output": {"uri": "out"}})
     with pytest.raises(ConfigError, match=r"needs at least training\.uri and training\.sets"):
         plan_training(config)
+
+
+def test_a_model_whose_folder_is_told_from_here_is_put_there_by_workers_that_are_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"text": TEXTS, "label": [0, 0, 1, 1]}), tmp_path / "set.parquet")
+    sections = {
+        "source": {"uri": "in"},
+        "recipe": {"model": str(make_model(tmp_path / "base", SHAPE))},
+        "output": {"uri": "out"},
+        "training": {"uri": "models/new", "sets": [{"uri": str(tmp_path / "set.parquet"), "kind": "class"}]},
+    }
+    monkeypatch.chdir(tmp_path)
+    plan = plan_training(JobConfig.model_validate(sections))
+    assert plan.training.uri == str(tmp_path / "models" / "new")
+    assert plan.checkpoints == str(tmp_path / "models" / "new-checkpoints")
 
 
 def told_of_workers(rank: int, folder: str) -> None:

@@ -90,7 +90,10 @@ def plan_training(config: JobConfig) -> TrainingPlan:
         ],
         "training": config.training.model_dump(mode="json", exclude=SPEED_ONLY),
     }
-    return TrainingPlan(base, config.recipe.model, files, config.training, fingerprint(facts))
+    store = Store(config.training.uri)
+    # a worker of Ray Train (2.60) starts in a folder of its own, from which a relative path leads elsewhere
+    training = config.training.model_copy(update={"uri": store.root if store.is_local else store.uri})
+    return TrainingPlan(base, config.recipe.model, files, training, fingerprint(facts))
 
 
 def train_model(config: JobConfig) -> TrainingResult:
