@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from jobs.__main__ import main
 from pipeline.encoder import calibration
 from pipeline.encoder.calibration import Calibrated, Order, facts_of, witnesses_of
 from pipeline.encoder.canary import Likeness
-from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
+from pipeline.encoder.openvino_body import OpenVinoBody
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder, _is_native
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.execution import calibrating
 from pipeline.execution import run as execution
@@ -33,6 +35,9 @@ from tests.test_vectors import cosines
 from tests.without_ray import run_in_process
 
 pytest.importorskip("nncf")
+
+from openvino import Model
+from openvino import opset13 as ops
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,6 +107,19 @@ def job(published: Job, m3e_small: Path, tmp_path: Path) -> Job:
     report = job.run()
     assert (report.embedded, report.reused) == (0, 60)
     return job
+
+
+def test_8_bit_products_are_added_up_exactly_where_the_cpu_has_no_instructions_for_that() -> None:
+    ids, mask = (ops.parameter([-1, -1], np.int64, name=name) for name in ("input_ids", "attention_mask"))
+    shape = ops.concat([ops.shape_of(ids), ops.constant(np.array([64]))], 0)
+    inputs = ops.broadcast(ops.unsqueeze(ops.convert(ids, np.float32), ops.constant(-1)), shape)
+    least, most = np.float32(0), np.float32(255)
+    quantised = ops.fake_quantize(inputs, least, most, least, most, 256)
+    weights = ops.multiply(ops.convert(ops.constant(np.full((8, 64), 127, np.int8)), np.float32), np.float32(1 / 127))
+    model = Model([ops.matmul(quantised, weights, transpose_a=False, transpose_b=True)], [ids, mask], "products")
+    body = OpenVinoBody(model, "float32", threads=1, lacks_int8=not _is_native("int8", "cpu"))
+    features = {"input_ids": torch.tensor([[255, 3]]), "attention_mask": torch.ones((1, 2), dtype=torch.int64)}
+    np.testing.assert_allclose(body(features)["token_embeddings"][0, :, 0], [255 * 64, 3 * 64], rtol=1e-5)
 
 
 def no_calibration(*_: Any) -> Calibrated:

@@ -36,6 +36,9 @@ class Facts:
     tokens: int
     """On which the ranges of the activations were measured."""
     versions: dict[str, str]
+    is_exact: bool = False
+    """Whether every CPU adds up products of 8 bits exactly. One from before 2026-11-30 does not say so: its vectors
+    stay what they were, on a CPU without VNNI those of sums that end at 32,767."""
 
 
 @dataclass(frozen=True, slots=True)

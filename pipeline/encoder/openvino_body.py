@@ -17,6 +17,11 @@ NEEDED = {"float32": "FP32", "bfloat16": "BF16", "int8": "INT8"}
 """What OpenVINO says of a CPU that has arithmetic for a number type."""
 
 
+EXACT_PRODUCTS = {"LP_TRANSFORMS_MODE": "NO"}
+"""Lets OpenVINO multiply in float32 what is quantised. A CPU without VNNI adds up 8-bit products in pairs of 16 bits,
+where what exceeds 32,767 is lost: 64 products of 255 × 127 gave half of their sum (OpenVINO 2026.4, AVX2)."""
+
+
 class OpenVinoBody:
     """Takes the features that a Transformer module takes, and gives what it gives: a vector per token, in float32.
 
@@ -24,12 +29,13 @@ class OpenVinoBody:
         model: the module as OpenVINO has it: `converted`, or read from a file.
         compute: float32 | bfloat16; of an int8 model, the number type of what is not quantised.
         threads: CPU threads; 0 leaves the default.
+        lacks_int8: whether this CPU has no dot products of 8 bits; those of an int8 model are then computed in float32.
 
     Raises:
         EncoderError: OpenVINO is not installed, does not compute in this number type, or cannot compile the model.
     """
 
-    def __init__(self, model: Any, compute: str, threads: int) -> None:
+    def __init__(self, model: Any, compute: str, threads: int, lacks_int8: bool = False) -> None:
         import openvino
 
         settings = {
@@ -39,6 +45,8 @@ class OpenVinoBody:
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
+        if lacks_int8:
+            settings |= EXACT_PRODUCTS
         with _told_in_a_line():
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._request = self._compiled.create_infer_request()

@@ -55,7 +55,7 @@ def quantise(order: Order, target: Path) -> Calibrated:
     rest = "bfloat16" if "BF16" in abilities() else "float32"
     versions = {name: version(name) for name in ("nncf", "openvino", "torch", "transformers")}
     texts, tokens = len(order.texts), len(order.texts.token_ids_T)
-    write_facts(target, Facts(order.model, rest, texts, tokens, versions))
+    write_facts(target, Facts(order.model, rest, texts, tokens, versions, is_exact=True))
     write_witnesses(target, Witnesses(order.witnesses, references_ND))
     likeness = compare(_vectors_of(order, target), references_ND)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

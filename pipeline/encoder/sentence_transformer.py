@@ -174,7 +174,8 @@ class SentenceTransformerEncoder:
             self._attend(tried)
         elif calibration is not None:
             body = read_model(str(Path(calibration, MODEL_FILE)))
-            self._modules[0] = OpenVinoBody(body, facts_of(Path(calibration)).rest, threads)
+            facts = facts_of(Path(calibration))
+            self._modules[0] = OpenVinoBody(body, facts.rest, threads, facts.is_exact and self.emulates)
         else:
             self._convert(compute, threads)
         if engine == "torch-compile":
