@@ -14,11 +14,11 @@ import pytest
 from pipeline import open_snapshot
 from pipeline.config import JobConfig
 from pipeline.config_file import load_config
-from pipeline.errors import EncoderError, PipelineError
+from pipeline.errors import EncoderError, PipelineError, Stopped
 from pipeline.execution.attempts import Attempts
 from pipeline.execution.executors import process_worker
 from pipeline.execution.executors.choice import needs_ray
-from pipeline.execution.executors.process_executor import Worker, WorkerDied
+from pipeline.execution.executors.process_executor import ProcessExecutor, Worker, WorkerDied
 from pipeline.execution.planning.plan import make_plan
 from pipeline.execution.verification.verify import verify
 from pipeline.schemas import part_schema
@@ -229,6 +229,21 @@ def test_a_worker_gives_results_and_errors_as_they_are_and_tells_its_exit_code()
         worker.close()
     with pytest.raises(WorkerDied, match="exit code 7"):
         list(Worker(Attempts()).results(ending))
+
+
+def test_who_is_asked_to_end_while_texts_are_looked_through_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_to_end(*_: Any, **__: Any) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(Worker, "results", asked_to_end)
+    executor = ProcessExecutor(1, None)
+    todo: Any = [None]
+    settings: Any = None
+    try:
+        with pytest.raises(Stopped):
+            list(executor.look_through(todo, settings, 1.0))
+    finally:
+        executor.close()
 
 
 def test_a_worker_that_never_begins_anything_ends_the_run(tmp_path: Path, corpus: Path) -> None:

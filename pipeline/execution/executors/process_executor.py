@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import JobConfig
-from pipeline.errors import PipelineError, SickDevice
+from pipeline.errors import PipelineError, SickDevice, Stopped
 from pipeline.execution.attempts import MAX_DEATHS, SICK_EXIT, Attempts, none_healthy
 from pipeline.execution.clusters.worker_environment import WORKER_ENVIRONMENT
 from pipeline.execution.early_encoder import NO_GPU, EarlyEncoder, threads_of_only_encoder
@@ -143,6 +143,8 @@ class ProcessExecutor:
             except WorkerDied:
                 self._end_worker()
                 left = left[1:]
+            except Stopped:  # raised here, by a signal: no Shard has failed
+                raise
             except PipelineError:
                 left = left[1:]
 
