@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from jobs.demo.fetch import fetch_model, fetch_reviews
@@ -16,6 +17,9 @@ from pipeline.storage.filesystem import Store
 from tests.browsing import Browse, looking
 from tests.running import leading_to
 from tests.side_by_side import ByWorld
+
+settings.register_profile("without times", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("without times")  # a machine may be busy
 
 _bucket_numbers = itertools.count(1)
 

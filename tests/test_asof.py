@@ -124,7 +124,7 @@ def in_files(table: pa.Table, cuts: list[int]) -> pyarrow.dataset.Dataset:
 USERS = st.sampled_from(["ann", "bob", "eve", None])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(USERS, st.integers(0, 12), st.integers(0, 3)), min_size=1, max_size=25),
     st.lists(st.tuples(USERS, st.integers(0, 14)), min_size=1, max_size=15),
@@ -145,7 +145,7 @@ def test_no_value_of_the_future_leaks_and_none_newer_is_missed_however_the_files
     assert not pc.any(pc.greater(joined["feature_timestamp"], joined["event_timestamp"])).as_py()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 20)), min_size=1, max_size=30),
     st.integers(1, 25),

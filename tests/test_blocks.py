@@ -164,7 +164,7 @@ def found_rows(blocks: list[Block], files: list[SourceFile]) -> list[tuple[int, 
     return found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     files=st.lists(ROWS, min_size=1, max_size=3),
     kind=st.sampled_from(FORMATS),
@@ -218,7 +218,7 @@ BROKEN_LINES = st.sampled_from(
 GOOD_LINES = st.integers(0, 99).map(lambda n: b'{"id":%d,"text":"text %d"}' % (n, n))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     content=st.lists(st.one_of(GOOD_LINES, BROKEN_LINES), max_size=40),
     end=st.sampled_from([b"\n", b"\r\n"]),

@@ -132,7 +132,7 @@ NIGHTS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(NIGHTS, st.integers(0, 5), st.sampled_from(["float32", "int8"]), st.sampled_from(["copy", "reference"]))
 def test_the_feeds_of_random_nights_taken_in_order_give_the_newest_snapshot(
     tmp_path_factory: pytest.TempPathFactory, nights: list[list[Rows]], back: int, stored: str, carry: str

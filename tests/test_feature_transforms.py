@@ -71,7 +71,7 @@ def test_a_transform_is_written_and_read_without_a_change() -> None:
     assert (again.scale, again.normalize, again.to_bytes()) == (transform.scale, True, transform.to_bytes())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(-9, 9, width=32), min_size=3, max_size=3), min_size=1, max_size=8))
 def test_a_cosine_is_between_minus_one_and_one_and_one_to_itself(rows: list[list[float]]) -> None:
     vectors_N3 = np.array(rows, np.float32)

@@ -185,7 +185,7 @@ def test_a_difference_names_what_was_added_changed_and_removed(corpus: Corpus) -
 NIGHT = st.dictionaries(st.integers(0, 12).map("r{}".format), st.sampled_from("ab"), min_size=1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(before=NIGHT, after=NIGHT, cut=st.integers(0, 12))
 def test_a_difference_is_that_of_two_dictionaries(
     tmp_path_factory: pytest.TempPathFactory, before: dict[str, str], after: dict[str, str], cut: int

@@ -60,7 +60,7 @@ def test_two_values_never_share_a_folder(one: str, other: str) -> None:
         assert segment("label", one) != segment("label", other)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(VALUES, min_size=1, max_size=6, unique=True))
 @example(HOSTILE)
 def test_every_tool_reads_every_value_back(tmp_path: Path, values: list[str]) -> None:
