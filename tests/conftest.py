@@ -21,6 +21,8 @@ from tests.side_by_side import ByWorld
 settings.register_profile("without times", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("without times")  # a machine may be busy
 
+pytest_plugins = ["tests.chaos.tallied"]  # loaded by the process that starts the others, too
+
 _bucket_numbers = itertools.count(1)
 
 

@@ -25,6 +25,9 @@ from pipeline.text.tokenizer import ByteTokenizer
 from tests.running import Finished, embed, jobs, written_config
 
 ROWS = 90
+WITHOUT_RAY: dict[str, Any] = {"without_ray_bytes": 2**30}
+"""For what the stages do, whoever runs them; Ray takes ten seconds to start."""
+
 LABELS = ["pos", "neg", None, "a/b=c", "空"]
 KEPT = ["label", "when", "tags", "facts", "price", "kind", "nothing", "flag", "blob", "day"]
 LONG = "".join(f"第{number}句:这家酒店的早餐很好,房间也很干净。Breakfast {number} was fine! " for number in range(40))
@@ -227,7 +230,7 @@ def test_one_changed_file_re_embeds_its_shard_and_equals_a_run_from_scratch(
         second = embed(local_run.config)
         assert second.code == 0, second.stderr
         assert (second.report["snapshot"], second.report["embedded"], second.report["reused"]) == (2, 29, 60)
-        scratch = run_job(folder, str(corpus), str(folder / "scratch"))
+        scratch = run_job(folder, str(corpus), str(folder / "scratch"), runtime=WITHOUT_RAY)
         assert local_run.rows().num_rows == 89
         assert local_run.rows().equals(scratch.rows())
         kept = [part for part in open_snapshot(local_run.output).parts.to_pylist() if part["path"] in before]
@@ -249,7 +252,9 @@ def test_bad_rows_go_to_quarantine_and_too_many_of_them_publish_nothing(folder: 
     (folder / "bad.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     source: dict[str, Any] = {"keep_columns": []}
     output: dict[str, Any] = {"partition_by": [], "rows_per_part": 4}
-    failed = run_job(folder, str(folder / "bad.jsonl"), str(folder / "bad"), source=source, output=output)
+    failed = run_job(
+        folder, str(folder / "bad.jsonl"), str(folder / "bad"), source=source, output=output, runtime=WITHOUT_RAY
+    )
     assert failed.finished.code == 1
     assert (failed.finished.report["outcome"], failed.finished.report["quarantined"]) == ("failed", 3)
     assert "max_quarantined_fraction" in failed.finished.errors[0]
@@ -280,7 +285,7 @@ def test_chunks_cover_every_character_of_a_long_text(folder: Path, m3e_small: Pa
         source={"keep_columns": [], "empty_text": "embed"},
         output={"partition_by": []},
         recipe=recipe | {"stored": "float16", "dimensions": 128},
-        runtime={"batch_tokens": 1024},
+        runtime=WITHOUT_RAY | {"batch_tokens": 1024},
     )
     assert run.finished.code == 0, run.finished.stderr
     rows = open_snapshot(run.output).to_table().sort_by([("id", "ascending"), ("chunk", "ascending")]).to_pylist()

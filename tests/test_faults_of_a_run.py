@@ -84,7 +84,7 @@ def quarantine_of(output: str) -> list[tuple[str, str]]:
     return [(row["id"], row["reason"]) for path in paths for row in pq.read_table(path).to_pylist()]
 
 
-@on("Ray", later="processes")
+@on(later="Ray processes")
 def test_a_row_that_kills_its_process_is_found_and_costs_no_other_row(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:
@@ -208,7 +208,7 @@ def test_without_a_healthy_encoder_the_run_ends_and_says_so(
     assert quarantine_of(output) == []
 
 
-@on("Ray", later="processes")
+@on("processes", later="Ray")
 def test_a_run_that_stands_still_ends_and_names_stage_and_shard(
     tmp_path: Path, model: Path, corpus: Path, curses: tuple[int, int], without_ray_bytes: int
 ) -> None:

@@ -151,6 +151,7 @@ def test_the_next_night_uses_the_same_calibration_and_says_what_it_took(
     assert f"least cosine to float32 {cosine:.4f}" in render_html(report)
 
 
+@pytest.mark.long
 def test_another_calibration_is_another_recipe(
     job: Job, m3e_small: Path, reviews: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

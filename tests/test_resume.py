@@ -16,14 +16,14 @@ from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import read_journal
 from tests.running import Finished, embed, ended, started, written_config
 
-FILES, ROWS = 480, 32  # enough work that a run is in its middle when the Journal has its first receipts
+FILES, ROWS = 240, 32  # enough work that a run is in its middle when the Journal has its first receipts
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 files of 32 rows, each a Shard: enough work to be interrupted."""
+    """240 files of 32 rows, each a Shard: enough work to be interrupted."""
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(FILES):
         rows = ({"id": f"{number}-{row}", "text": f"{number}-{row} " * 60} for row in range(ROWS))

@@ -9,8 +9,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from pydantic import TypeAdapter
-from xdist.workermanage import WorkerController
 
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline.storage.filesystem import Store
@@ -20,13 +18,12 @@ from tests.chaos.kills import SHORT, Tally
 from tests.chaos.network import Loopback, Namespaces, Network
 from tests.chaos.proxy import Fault, FaultProxy, Rule
 from tests.chaos.rows import check_folder, folder_rows
-from tests.running import ROOT, leading_to, written_config
+from tests.chaos.tallied import TALLY
+from tests.running import leading_to, written_config
 
 FILES, ROWS = 40, 128
 FIRST_FILES = "corpus/0*.jsonl"
 """A quarter of them, for what a shorter run shows as well."""
-
-TALLY = pytest.StashKey[Tally]()
 
 MILD = (
     Rule(Fault.SLOW_DOWN, probability=0.01, burst=3),
@@ -149,29 +146,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the tally on from a process of `-n` to the one that shows it."""
-    if TALLY in session.config.stash and hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["tally"] = orjson.dumps(session.config.stash[TALLY])
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: WorkerController) -> None:
-    """Take the tally of a process that has ended."""
-    if tally := getattr(node, "workeroutput", {}).get("tally"):
-        node.config.stash[TALLY] = TypeAdapter(Tally).validate_json(tally)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show what has happened to whom, and keep it below .bench/."""
-    tally = config.stash.get(TALLY, None)
-    if tally is None or not tally.kills:
-        return
-    terminalreporter.section(f"chaos, seed {config.getoption('--seed')}, {tally.network}")
-    for line in tally.lines():
-        terminalreporter.write_line(line)
-    path = ROOT / ".bench" / "chaos.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(orjson.dumps(tally, option=orjson.OPT_INDENT_2))

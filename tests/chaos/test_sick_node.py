@@ -14,7 +14,7 @@ from tests.running import embed, written_config
 
 ROWS = 96
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_a_sick_node_is_left_out_and_the_others_finish_the_run(tmp_path: Path, m3e_small: Path) -> None:

@@ -26,6 +26,10 @@ MUTANT_EXAMPLES = 300
 """Within so many orders a wrong protocol must be found; most are found in the first ten."""
 
 
+SEEN_LATE = {"an expiry removes parts before their snapshot"}
+"""Wrong protocols that many orders do not tell from the right one: tried in `make chaos`."""
+
+
 def tried(machine: type[Protocol], examples: int) -> None:
     """Try orders of events, the same ones for the same SEED; raise what the first bad one shows."""
     run_state_machine_as_test(
@@ -66,7 +70,9 @@ def test_snapshots_are_exact_whole_and_immutable_in_any_order_of_events() -> Non
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in SEEN_LATE else []) for name in MUTANTS]
+)
 def test_a_protocol_that_breaks_a_rule_is_found_out(name: str) -> None:
     class Wrong(Protocol):
         counts: ClassVar[Counter[str]] = Counter()
