@@ -26,7 +26,7 @@ from tests.terminal import CTRL_C, Terminal
 from tests.test_cluster import closed_port
 from tests.tls import certify, door
 
-FILES, ROWS_PER_FILE = 12, 16
+FILES, ROWS_PER_FILE = 24, 16
 CPU, ACCELERATOR = Offer(2, {"tier": "cpu"}), Offer(2, {"tier": "accelerator"}, {"accelerator": 1})
 
 
