@@ -12,7 +12,6 @@ from pipeline.errors import SourceError
 from pipeline.evaluation.part_rows import PartRows
 from pipeline.evaluation.rehearsal import text_ids
 from pipeline.evaluation.search import Block
-from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import Snapshot
 
 
@@ -23,10 +22,9 @@ class StoredVectors:
         self.snapshot = snapshot
         self.stored = str(snapshot.recipe["stored"])
         self.columns = tuple(name for name in ("embedding", "scale") if name in snapshot.schema.names)
-        parts = (part for part in snapshot.parts.to_pylist() if part["kind"] == "embeddings")
-        rows = sorted((part_key(part["kind"], part["folder"], part["path"]), part["rows"]) for part in parts)
-        self.keys = [key for key, _ in rows]
-        self.ends_P1 = np.cumsum([0, *(count for _, count in rows)])
+        parts = snapshot.vector_parts()
+        self.keys = [key for key, _ in parts]
+        self.ends_P1 = np.cumsum([0, *(rows for _, rows in parts)])
         ids_N = np.array(snapshot.to_table(["id"])["id"].to_pylist(), "S32")
         self.order_N = np.argsort(ids_N, kind="stable")
         self.sorted_N = ids_N[self.order_N]

@@ -135,23 +135,23 @@ class Snapshot:
 
         names = self.record.layout["partition_by"]
         partitioning = arrow_dataset.partitioning(pa.schema([self.schema.field(name) for name in names]), flavor="hive")
-        paths = [
-            f"{self.store.root}/{part_key(kind, folder, path)}"
-            for kind, folder, path in zip(
-                *(self.parts[name].to_pylist() for name in ("kind", "folder", "path")), strict=True
-            )
-            if kind == "embeddings"
-        ]
+        paths = [f"{self.store.root}/{key}" for key, _ in self.vector_parts()]
         if not paths:
             return arrow_dataset.dataset(self.schema.empty_table())
         return arrow_dataset.dataset(
-            sorted(paths),
+            paths,
             schema=self.schema,
             format="parquet",
             filesystem=arrow_filesystem(self.store),
             partitioning=partitioning,
             partition_base_dir=self.store.root,
         )
+
+    def vector_parts(self) -> list[tuple[str, int]]:
+        """Return key and rows of every Part that holds vectors, in the order in which `dataset` reads them."""
+        columns = (self.parts[name].to_pylist() for name in ("kind", "folder", "path", "rows"))
+        found = (part for part in zip(*columns, strict=True) if part[0] == "embeddings")
+        return sorted((part_key(kind, folder, path), rows) for kind, folder, path, rows in found)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows in memory.
