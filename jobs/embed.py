@@ -58,11 +58,12 @@ def worked(
 ) -> "RunReport":
     """Run the job under a progress bar; arguments and errors as `execution.run`."""
     from pipeline.execution import run as execution
+    from pipeline.execution.following import Progress as Update
 
     # Ray prints what befalls workers and nodes on stdout, which belongs to the report
     with Progress("auto") as progress, contextlib.redirect_stdout(sys.stderr):
 
-        def watch(update: execution.Progress) -> None:
+        def watch(update: Update) -> None:
             if update.phase != progress.status.phase:
                 progress.phase(update.phase)
             if update.rows_done:

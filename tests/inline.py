@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.hashing import HashingEncoder
+from pipeline.execution import following
 from pipeline.execution import run as execution
 from pipeline.execution.attempts import Attempts
 from pipeline.execution.planning.plan import Plan
@@ -72,7 +73,7 @@ def inline(before_block: Callable[[int], None], is_sick: bool = False) -> Iterat
         planned_at: pa.Scalar,
         journal: Journal,
         report: RunReport,
-        watch: execution.Watcher,
+        watch: following.Watcher,
     ) -> list[BlockReceipt]:
         plan, _ = execution._with_index(plan, store, report, watch)
         settings = stage_settings(config, plan, model, planned_at, 1)
@@ -85,11 +86,11 @@ def inline(before_block: Callable[[int], None], is_sick: bool = False) -> Iterat
                     yield receipt
                     blocks += 1
 
-        return execution._follow(iter(receipts()), Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
+        return following.follow(iter(receipts()), Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
 
     with (
         patch.object(execution, "_encode_missing", encode_missing),
-        patch.object(execution, "JOURNAL_SECONDS", 0.0),
+        patch.object(following, "JOURNAL_SECONDS", 0.0),
         patch.object(run_report, "_map_of", lambda store, report: None),
         patch.object(run_report, "render_html", lambda report, vectors: ""),
     ):

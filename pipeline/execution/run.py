@@ -3,28 +3,26 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.engines import first_engine
 from pipeline.errors import AttemptsDiffer, PipelineError, PlanOutdated, SnapshotConflict, Stopped, StorageError
-from pipeline.execution.attempts import Book
 from pipeline.execution.calibrating import add_calibration, needs_calibration
 from pipeline.execution.change_feed import write_feeds
 from pipeline.execution.early_encoder import loading_early
 from pipeline.execution.executors.choice import executing
 from pipeline.execution.executors.executor import Todo
+from pipeline.execution.following import JOURNAL_SECONDS, Progress, Watcher, follow
+from pipeline.execution.opening import open_journal, record_plan
 from pipeline.execution.planning.model import describe
 from pipeline.execution.planning.outdated import check_current
 from pipeline.execution.planning.plan import Plan, looks_for_repeats, make_plan
-from pipeline.execution.planning.rounds import planned_redo
 from pipeline.execution.proof.guards import check_sources
 from pipeline.execution.publish import publish
 from pipeline.execution.repeats import repeated_texts
@@ -39,40 +37,15 @@ from pipeline.execution.workload import Workload
 from pipeline.records import BlockReceipt, Reason
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
-from pipeline.storage.journal import Journal, is_condemned, read_journal
+from pipeline.storage.journal import Journal
 from pipeline.storage.snapshots import snapshot_numbers
 
 logger = logging.getLogger(__name__)
-
-FENCE_ATTEMPTS = 5
-"""How often a new owner of a run tries to get the next Journal entry before the old one does."""
-
-JOURNAL_SECONDS = 3.0
-"""At most this much finished work is encoded again after a driver dies."""
 
 NOTHING_TO_RETRY = (
     "of the source as it is now, no row is in quarantine that could be tried again, or none for the reasons asked for; "
     "what was changed in it is done by `embed`"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is; given to whoever watches it."""
-
-    phase: str
-    rows_done: int = 0
-    tokens_done: int = 0
-    fraction_done: float = 0.0
-    """By tokens, 0 to 1; by bytes of the source while no token is known of."""
-    quarantined: int = 0
-    rows_total: int | None = None
-    """As far as an estimate or the Shards done so far tell."""
-    encoder_busy: float | None = None
-    """Share of the time so far in which an encoder was computing."""
-
-
-Watcher = Callable[[Progress], None]
 
 
 def run(
@@ -130,7 +103,7 @@ def _planned_and_done(
         report.seconds["total"] = time.perf_counter() - started
         error.report = report
         if isinstance(error, AttemptsDiffer):
-            _record_plan(store, plan, plan.next_run_key)
+            record_plan(store, plan, plan.next_run_key)
         if not isinstance(error, SnapshotConflict | StorageError):  # the output is another's, or out of reach
             save_report(store, report, has_page=not isinstance(error, Stopped))
         raise
@@ -151,8 +124,8 @@ def _work(
         if snapshot_numbers(store)[-1:] != ([plan.parent.number] if plan.parent else []):
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         check_current(store, plan)
-        planned_at = _record_plan(store, plan, plan.run_key)
-        journal = _open_journal(store, plan, claim)
+        planned_at = record_plan(store, plan, plan.run_key)
+        journal = open_journal(store, plan, claim)
         description = describe(plan.model)
         output_dimension(config, description)
         receipts: list[BlockReceipt] = []
@@ -163,50 +136,6 @@ def _work(
         publish(config, plan, store, claim, receipts, report, description, max_deleted)
         report.seconds["publish"] = time.perf_counter() - publishing
     report.outcome = "published"
-
-
-def _open_journal(store: Store, plan: Plan, claim: Claim) -> Journal:
-    """Open the Journal with an empty entry: from it on, a driver that held the run before is fenced off.
-
-    Raises:
-        SnapshotConflict: that driver goes on writing, faster than it can be fenced.
-    """
-    for attempt in range(FENCE_ATTEMPTS):
-        number = read_journal(store, plan.run_key).next_number
-        journal = Journal(store, plan.run_key, plan.folder, claim.driver, number)
-        try:
-            journal.append([])
-        except SnapshotConflict:
-            if attempt == FENCE_ATTEMPTS - 1 or claim.is_lost():
-                raise
-        else:
-            break
-    if is_condemned(store, plan.run_key):
-        raise PlanOutdated(f"{store.uri}: an expiry removes what this run has left; run again to begin it anew")
-    return journal
-
-
-def _record_plan(store: Store, plan: Plan, run_key: str) -> pa.Scalar:
-    """Write down the plan of this run, once, or that of its next round; return when it was first planned.
-
-    A resumed run stamps its rows with the time of the first attempt, so that it matters to no row who wrote it.
-    """
-    now = int(time.time() * 1_000_000)
-    rows = {
-        "shard_id": [shard.shard_id for shard in plan.wanted],
-        "spans": [orjson.dumps(shard.to_json()["spans"]).decode() for shard in plan.wanted],
-        "redo": [plan.redo.get(shard.shard_id) for shard in plan.wanted],
-    }
-    schema = pa.schema([("shard_id", pa.string()), ("spans", pa.string()), ("redo", pa.int64())])
-    table = pa.table(rows, schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"planned_at": str(now)}), sink, compression="zstd")
-    found = store.put_new(f"_meta/runs/{run_key}/plan.parquet", sink.getvalue().to_pybytes())
-    if found is not None:
-        if planned_redo(found) != plan.redo:
-            raise SnapshotConflict(f"{store.uri}: another requeue has begun meanwhile; run again to go on with it")
-        now = int(pq.read_schema(pa.BufferReader(found)).metadata[b"planned_at"])
-    return pa.scalar(now, pa.timestamp("us", tz="UTC"))
 
 
 def _encode_missing(
@@ -249,7 +178,7 @@ def _encode_missing(
             workload = Workload(plan.embed, report.estimate)
             stream = executor.stream(todo, settings, repeated_R2)
             blocks = watched(stream, stall_seconds, JOURNAL_SECONDS, executor.book.standing)
-            receipts = _follow(blocks, workload, executor.book, journal, report, watch, starting)
+            receipts = follow(blocks, workload, executor.book, journal, report, watch, starting)
             report.engine_choices = executor.book.engine_choices()
             report.attention = executor.book.attentions_told()
             report.warnings += [_told_as_left_out(*one) for one in executor.book.excluded().items()]
@@ -272,75 +201,6 @@ def _told_as_left_out(place: str, error: str) -> str:
     node, _, gpus = place.partition("/")
     what = f"GPU {gpus} of node {node}" if gpus else f"node {node}"
     return f"{what} was left out, its encoders failed on good texts ({error})"
-
-
-def _follow(
-    blocks: Iterator[BlockReceipt | None],
-    workload: Workload,
-    book: Book,
-    journal: Journal,
-    report: RunReport,
-    watch: Watcher,
-    starting: float,
-) -> list[BlockReceipt]:
-    """Take in receipts as they come: count, show, and journal them every few seconds.
-
-    Args:
-        workload: of the Shards that are worked on.
-        book: is told how long the encoders will still be busy.
-        starting: when the workers were started, on the performance counter.
-    """
-    receipts: list[BlockReceipt] = []
-    journalled, last_entry = 0, time.perf_counter()
-    try:
-        for receipt in blocks:
-            now = time.perf_counter()
-            if receipt is not None:
-                if not receipts:
-                    report.seconds["start"] = max(0.0, now - starting - _first_seconds(receipt))
-                    report.timeline.append((report.seconds["start"], 0, 0))
-                receipts.append(receipt)
-                if receipt.reasons.keys() - report.reasons.keys():  # the first of its reason; more would be a flood
-                    logger.warning("event=quarantined %s", _told_of(receipt))
-                report.add(receipt)
-                report.timeline.append((round(now - starting, 3), report.rows_read, report.tokens))
-                workload.add(receipt)
-                book.expect(workload.seconds_left(max(1, report.encoders)))
-                watch(_progress(report, workload, now - starting))
-            if receipts[journalled:] and now - last_entry >= JOURNAL_SECONDS:
-                journal.append(receipts[journalled:])
-                journalled, last_entry = len(receipts), now
-    finally:
-        if receipts[journalled:]:
-            journal.append(receipts[journalled:])
-    report.seconds["run"] = time.perf_counter() - starting - report.seconds.get("start", 0.0)
-    return receipts
-
-
-def _progress(report: RunReport, workload: Workload, seconds: float) -> Progress:
-    """Return how far a run is, so many seconds after the workers were started."""
-    available = report.encoders * (seconds - report.seconds["start"])
-    return Progress(
-        "encoding",
-        report.rows_read,
-        report.tokens,
-        workload.fraction,
-        report.quarantined,
-        workload.rows_total,
-        min(1.0, report.stage_seconds["encode"] / available) if available > 0 else None,
-    )
-
-
-def _told_of(receipt: BlockReceipt) -> str:
-    """Return which rows of a Block went to quarantine, as `key=value`."""
-    reasons = ",".join(f"{reason}:{rows}" for reason, rows in receipt.reasons.items())
-    where = f" first={receipt.first_bad}" if receipt.first_bad else ""
-    return f"shard={receipt.shard_id} block={receipt.block} reasons={reasons}{where}"
-
-
-def _first_seconds(receipt: BlockReceipt) -> float:
-    """Return how long the first Block was worked on: start-up is what came before it."""
-    return sum(receipt.metrics.get(f"{stage}_seconds", 0.0) for stage in ("read", "tokenize", "encode", "write"))
 
 
 def _write_feeds(store: Store, report: RunReport) -> None:

@@ -19,7 +19,7 @@ from pipeline.arrow import hash_strings
 from pipeline.config import JobConfig
 from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import PipelineError, SnapshotConflict
-from pipeline.execution import publish, stages
+from pipeline.execution import following, opening, publish, stages
 from pipeline.execution import run as execution
 from pipeline.execution.attempts import Attempts
 from pipeline.execution.planning import have, rounds, shards
@@ -120,13 +120,15 @@ class World:
         patches: list[AbstractContextManager[Any]] = [
             patch.object(execution, "Store", SteppedStore),
             patch.object(execution, "_encode_missing", self._encode_missing),
-            patch.object(execution, "JOURNAL_SECONDS", 0.0),
+            patch.object(following, "JOURNAL_SECONDS", 0.0),
             patch.object(run_report, "version", lambda package: "1"),
             patch.object(run_report, "_map_of", lambda store, report: None),
             patch.object(run_report, "render_html", lambda report, vectors: ""),
             patch.object(rounds, "fingerprint", self._fingerprint),
             patch.object(shards, "fingerprint", self._fingerprint),
             patch.object(execution, "time", self._time()),
+            patch.object(following, "time", self._time()),
+            patch.object(opening, "time", self._time()),
             patch.object(stages, "time", self._time()),
             patch.object(claim, "_process_identity", self._identity),
             patch.object(claim, "_start_time", self._start_time),
@@ -273,7 +275,7 @@ class World:
         self.counts["resumed"] += plan.run_key in self.begun
         self.begun[plan.run_key] = bool(plan.redo)
         receipts = (receipt for work in works for receipt in work.blocks(store))
-        return execution._follow(receipts, Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
+        return following.follow(receipts, Workload(plan.embed), Attempts(), journal, report, watch, 0.0)
 
     # What must hold
 
