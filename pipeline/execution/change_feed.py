@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.errors import ConfigError, StorageError
-from pipeline.execution.proof.difference import AFTER, PartRows, kinds_of, parts_of
+from pipeline.execution.proof.difference import AFTER, ComparedPart, kinds_of, parts_of
 from pipeline.execution.proof.duplicates import id_hashes
 from pipeline.fingerprint import fingerprint
 from pipeline.parallel import in_order
@@ -85,7 +85,7 @@ class _Ops:
         self.folder = folder
         self.counts: dict[str, int] = dict.fromkeys(OPS.values(), 0)
 
-    def write(self, step: Step, old: Sequence[PartRows], new: Sequence[PartRows]) -> None:
+    def write(self, step: Step, old: Sequence[ComparedPart], new: Sequence[ComparedPart]) -> None:
         """Compare the rows of Parts that only one side has."""
         paths = {name: self.folder / name for name in ("high", "low", "op")}
         with paths["high"].open("wb") as high, paths["low"].open("wb") as low, paths["op"].open("wb") as op:
@@ -188,7 +188,7 @@ def _identity(step: Step) -> str:
     return fingerprint({"sides": sides, "file_bytes": FILE_BYTES, "version": pipeline.__version__})
 
 
-def _parts(snapshot: Snapshot | None) -> list[PartRows]:
+def _parts(snapshot: Snapshot | None) -> list[ComparedPart]:
     """Return the Parts of embeddings, each named by its bytes: what was encoded again may differ in the last bit."""
     if snapshot is None:
         return []
@@ -197,7 +197,7 @@ def _parts(snapshot: Snapshot | None) -> list[PartRows]:
     return sorted((part for part in parts if part.kind == "embeddings"), key=lambda part: part.key)
 
 
-def _versions(step: Step, old: Sequence[PartRows], new: Sequence[PartRows]) -> Iterator[NDArray[np.void]]:
+def _versions(step: Step, old: Sequence[ComparedPart], new: Sequence[ComparedPart]) -> Iterator[NDArray[np.void]]:
     """Yield the hashes of the ids of both sides; `place` holds the side and which vector it is."""
     names = [*step.keys, "text_hash", "created_timestamp"]
     salt = np.uint64(0 if step.is_same_recipe else 1 << 62)
@@ -210,7 +210,7 @@ def _versions(step: Step, old: Sequence[PartRows], new: Sequence[PartRows]) -> I
             yield rows
 
 
-def _files(step: Step, ops: _Ops, old: Sequence[PartRows], new: Sequence[PartRows]) -> Iterator[pa.Table]:
+def _files(step: Step, ops: _Ops, old: Sequence[ComparedPart], new: Sequence[ComparedPart]) -> Iterator[pa.Table]:
     """Yield the rows of the feed, the deleted ones first, in tables of about FILE_BYTES."""
     pending: list[pa.Table] = []
     pending_bytes = 0
@@ -226,14 +226,14 @@ def _files(step: Step, ops: _Ops, old: Sequence[PartRows], new: Sequence[PartRow
         yield pa.concat_tables(pending).combine_chunks()
 
 
-def _deleted(step: Step, ops: _Ops, old: Sequence[PartRows]) -> Iterator[pa.Table]:
+def _deleted(step: Step, ops: _Ops, old: Sequence[ComparedPart]) -> Iterator[pa.Table]:
     store, names = step.after.store, [*step.keys, "text_hash"]
     for rows in in_order(lambda part: read_columns(store, part.key, names), old, READERS):
         yield _feed_rows(step, rows, ops.of(rows), [NUMBER_OF["removed"]])
 
 
-def _upserted(step: Step, ops: _Ops, new: Sequence[PartRows]) -> Iterator[pa.Table]:
-    def read(part: PartRows) -> pa.Table:
+def _upserted(step: Step, ops: _Ops, new: Sequence[ComparedPart]) -> Iterator[pa.Table]:
+    def read(part: ComparedPart) -> pa.Table:
         """Read the vectors only where one is wanted."""
         kind_N = ops.of(read_columns(step.after.store, part.key, step.keys))
         names = [name for name in step.schema.names if name not in ("op", "timestamp")]

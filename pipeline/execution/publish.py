@@ -13,7 +13,7 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.errors import AttemptsDiffer, ReconciliationError, SnapshotConflict, StorageError
 from pipeline.execution.planning.have import Carried
 from pipeline.execution.planning.plan import Plan
-from pipeline.execution.proof.difference import part_rows
+from pipeline.execution.proof.difference import compared
 from pipeline.execution.proof.duplicates import check_ids
 from pipeline.execution.proof.guards import check_deletes
 from pipeline.execution.proof.reconcile import reconcile
@@ -68,7 +68,7 @@ def publish(
     if config.source.duplicate_ids != "allow":
         check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked, _proven(plan))
     if max_deleted is not None:
-        coming = [part_rows(folder, part) for folder, part in _where_they_lie(plan, new, carried)]
+        coming = [compared(folder, part) for folder, part in _where_they_lie(plan, new, carried)]
         check_deletes(plan, coming, report.unreadable_bytes, max_deleted)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
     parts += _carry(config, plan, store, carried)

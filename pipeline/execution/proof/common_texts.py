@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrow import dequantised
-from pipeline.execution.proof.difference import READERS, PartRows, parts_of
+from pipeline.execution.proof.difference import READERS, ComparedPart, parts_of
 from pipeline.fingerprint import fingerprint
 from pipeline.parallel import in_order
 from pipeline.storage.parquet import read_columns
@@ -80,14 +80,14 @@ def common_texts(before: Snapshot, after: Snapshot, texts: int = TEXTS) -> Commo
     )
 
 
-def _pinned(snapshot: Snapshot) -> list[PartRows]:
+def _pinned(snapshot: Snapshot) -> list[ComparedPart]:
     """Return the Parts that hold rows in an order that is random, and the same for those that another night has too."""
     filled = (part for part in parts_of(snapshot) if part.kind == "embeddings" and part.rows)
     return sorted(filled, key=lambda part: fingerprint(part.name))
 
 
-def _some(parts: Iterable[PartRows]) -> list[PartRows]:
-    chosen: list[PartRows] = []
+def _some(parts: Iterable[ComparedPart]) -> list[ComparedPart]:
+    chosen: list[ComparedPart] = []
     for part in parts:
         if len(chosen) >= PARTS and sum(one.rows for one in chosen) >= ROWS:
             break
@@ -95,10 +95,10 @@ def _some(parts: Iterable[PartRows]) -> list[PartRows]:
     return chosen
 
 
-def _richest(snapshot: Snapshot, wanted: NDArray[np.uint64], count: int) -> list[PartRows]:
+def _richest(snapshot: Snapshot, wanted: NDArray[np.uint64], count: int) -> list[ComparedPart]:
     """Return the Parts that hold most of these texts."""
 
-    def held(part: PartRows) -> int:
+    def held(part: ComparedPart) -> int:
         hashes = leading_halves(read_columns(snapshot.store, part.key, ["text_hash"])["text_hash"])
         return len(np.intersect1d(wanted, hashes))
 
@@ -108,7 +108,7 @@ def _richest(snapshot: Snapshot, wanted: NDArray[np.uint64], count: int) -> list
     return [parts[at] for at in best.tolist() if held_P[at]]
 
 
-def _rows_of(snapshot: Snapshot, parts: Sequence[PartRows]) -> list[pa.Table]:
+def _rows_of(snapshot: Snapshot, parts: Sequence[ComparedPart]) -> list[pa.Table]:
     names = [name for name in ("id", "chunk", "text_hash") if name in snapshot.schema.names]
     return list(in_order(lambda part: read_columns(snapshot.store, part.key, names), parts, READERS))
 
@@ -135,7 +135,7 @@ def _paired(old: dict[Id, _Place], new: dict[Id, _Place]) -> tuple[Id, Id]:
     return (same, same) if same is not None else (next(iter(old)), next(iter(new)))
 
 
-def _vectors(snapshot: Snapshot, parts: Sequence[PartRows], places: Sequence[_Place]) -> NDArray[np.float32]:
+def _vectors(snapshot: Snapshot, parts: Sequence[ComparedPart], places: Sequence[_Place]) -> NDArray[np.float32]:
     """Return the vectors of these rows, (N, D)."""
     names = [name for name in ("embedding", "scale") if name in snapshot.schema.names]
     part_N, row_N = (np.array([getattr(place, name) for place in places], np.int64) for name in ("part", "row"))

@@ -27,7 +27,7 @@ AFTER = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
-class PartRows:
+class ComparedPart:
     """A Part as it is compared."""
 
     kind: str
@@ -52,17 +52,19 @@ class Difference:
     """Some ids of each kind: `changed`, `added`, `removed`."""
 
 
-def parts_of(snapshot: Snapshot) -> list[PartRows]:
+def parts_of(snapshot: Snapshot) -> list[ComparedPart]:
     """Return the Parts of a Snapshot."""
-    return [part_rows(folder, part) for folder, part in snapshot.placed_parts()]
+    return [compared(folder, part) for folder, part in snapshot.placed_parts()]
 
 
-def part_rows(folder: str, part: Part) -> PartRows:
+def compared(folder: str, part: Part) -> ComparedPart:
     """Return what is compared of a Part, and the snapshot folder it lies in."""
-    return PartRows(part.kind, part_key(part.kind, folder, part.path), f"{part.path} {part.content_hash}", part.rows)
+    return ComparedPart(
+        part.kind, part_key(part.kind, folder, part.path), f"{part.path} {part.content_hash}", part.rows
+    )
 
 
-def difference(store: Store, before: Sequence[PartRows], after: Sequence[PartRows]) -> Difference:
+def difference(store: Store, before: Sequence[ComparedPart], after: Sequence[ComparedPart]) -> Difference:
     """Compare two Snapshots by ids and text hashes; memory as `uniqueness.find_repeats`.
 
     Raises:

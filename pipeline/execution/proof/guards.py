@@ -6,7 +6,7 @@ import orjson
 
 from pipeline.errors import DeletionRefused, SourceError
 from pipeline.execution.planning.plan import Plan
-from pipeline.execution.proof.difference import PartRows, difference, parts_of
+from pipeline.execution.proof.difference import ComparedPart, difference, parts_of
 from pipeline.units import byte_size, counted, percent
 
 ALLOW = "if this is meant, run again with --allow-deletes"
@@ -30,7 +30,7 @@ def check_sources(plan: Plan) -> None:
         )
 
 
-def check_deletes(plan: Plan, parts: Sequence[PartRows], unreadable_bytes: int, allowed: float) -> None:
+def check_deletes(plan: Plan, parts: Sequence[ComparedPart], unreadable_bytes: int, allowed: float) -> None:
     """See that not too many ids of the Snapshot before are gone, and none because its file cannot be read any more.
 
     Args:
