@@ -13,24 +13,27 @@ from sentence_transformers import SentenceTransformer
 from jobs.__main__ import main
 from jobs.demo.debian import Passage
 from jobs.demo.mini_sets import build_mini_sets
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, Recipe
+from pipeline.evaluation.model_index import parse_card
+from pipeline.evaluation.trained_card import trained_card
 from pipeline.execution.train import TrainingResult
 from tests.benchmarks.random_model import Shape, make_model
 from tests.running import written_config
 from tests.without_ray import without_ray
 
 SHAPE = Shape(layers=1, hidden=32, heads=2, inner=64, dimensions=16, vocabulary=200, max_tokens=32)
+TRAINING = {
+    "steps": 3,
+    "batch_rows": 4,
+    "loss": "circle",
+    "learning_rate": 5e-5,
+    "max_tokens": 32,
+    "base_weight": 0.25,
+}
 RECORD = {
     "base": {"model": "base"},
     "sets": [{"kind": "class"}, {"kind": "pair"}],
-    "training": {
-        "steps": 3,
-        "batch_rows": 4,
-        "loss": "circle",
-        "learning_rate": 5e-5,
-        "max_tokens": 32,
-        "base_weight": 0.25,
-    },
+    "training": TRAINING,
     "losses": [{"step": 3, "loss": 1.5}],
     "versions": {"torch": "2", "sentence-transformers": "6"},
 }
@@ -80,12 +83,18 @@ def test_the_mini_set_is_scored_before_and_after_and_the_table_stands_in_the_car
     assert list(compared) == [*kinds, "mean of 6 tasks"]
     assert compared["Retrieval"]["before"] != compared["Retrieval"]["after"]
     card = ModelCard.load(tmp_path / "model" / "README.md")
-    assert "Its weights are 25 %\nthose of base, the rest as trained" in card.text
+    assert "Its weights are 25 % those of base, the rest as trained" in card.text
     for kind, points in compared.items():
         assert f"| {points['before']:.2f} | {points['after']:.2f} |" in card.text, kind
         assert f"{points['before']:6.2f} {points['after']:6.2f}" in told, kind
     results = {result.dataset_name: result for result in card.data.eval_results if result.metric_type == "ndcg_at_10"}
     assert results["MTEB MiniRetrieval"].metric_value == compared["Retrieval"]["after"]
+
+
+def test_the_card_of_a_model_without_a_share_of_its_base_says_that_its_weights_are_as_trained() -> None:
+    card = parse_card(Path("configs/reference/xiaobu-embedding-v2.yaml").read_text(encoding="utf-8"), "the reference")
+    record = RECORD | {"training": TRAINING | {"base_weight": 0.0}}
+    assert "Its weights are as they were trained.\n" in trained_card(card, card, record, Recipe(model="base"))
 
 
 @pytest.mark.parametrize("asked", [["--dry-run"], []])

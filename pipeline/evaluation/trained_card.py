@@ -29,15 +29,14 @@ def trained_card(before: Card, after: Card, record: Mapping[str, Any], recipe: R
     chosen = record["training"]
     kinds = ", ".join(dict.fromkeys(examples["kind"] for examples in record["sets"]))
     saved_with = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    base_percent = 100 * chosen["base_weight"]
     names = ("", "metric", "before", "after", "difference")
     rows = [(line.name, line.metric, *figures(line)) for line in lines_of(compare(after, before, recipe.normalize))]
     body = f"""# {after.model}
 
 {before.model} after {chosen["steps"]} steps of {chosen["batch_rows"]} examples ({kinds}), loss `{chosen["loss"]}`,
-learning rate {chosen["learning_rate"]:g}, texts of {chosen["max_tokens"]} tokens. Its weights are {base_percent:g} %
-those of {before.model}, the rest as trained (WiSE-FT, arXiv 2109.01903); all else is in `training.json`.
-Saved with {saved_with}.
+learning rate {chosen["learning_rate"]:g}, texts of {chosen["max_tokens"]} tokens.
+{_weights_told(chosen["base_weight"], before.model)}
+All else is in `training.json`. Saved with {saved_with}.
 
 {table_of(names, rows)}
 
@@ -45,6 +44,12 @@ By mteb on six small sets, in points of the main metric, 0 to 100: texts of {rec
 {recipe.compute}.
 """
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _weights_told(base_weight: float, base: str) -> str:
+    if not base_weight:
+        return "Its weights are as they were trained."
+    return f"Its weights are {100 * base_weight:g} % those of {base}, the rest as trained (WiSE-FT, arXiv 2109.01903)."
 
 
 def comparison_text(comparison: Comparison) -> str:

@@ -123,6 +123,7 @@ def train_model(config: JobConfig) -> TrainingResult:
     for key in checkpoints.files(plan.fingerprint):
         checkpoints.delete(key)
     checkpoints.remove_empty_folders("")
+    store.remove_empty_folders("_meta")  # of the look whether it can be written to
     return TrainingResult(store.uri, True, record, time.perf_counter() - started)
 
 
