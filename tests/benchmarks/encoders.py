@@ -23,8 +23,6 @@ LARGE_BATCH = 8
 ONE_IN_A_MIX = 1
 """Long documents among thousands of queries."""
 
-PRECISIONS = ("float32", "bfloat16", "int8")
-
 Line = dict[str, object]
 
 
@@ -60,20 +58,15 @@ def _compare(
 ) -> Iterator[Line]:
     """Yield one line per variant: medians over the rounds, and of ratios within a round."""
     tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
-    ceilings: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    variants = [*peers(model, with_pool, batch_texts), *ours(model, with_int8=model.name == "m3e-small")]
+    ceilings: dict[str, list[float]] = {variant.precision: [] for variant in variants}
 
     def measure_ceilings() -> None:
-        for precision in PRECISIONS:
-            ceilings[precision].append(gemm_flops(model.gemms, precision))
+        for precision, flops in ceilings.items():
+            flops.append(gemm_flops(model.gemms, precision))
 
     work = Texts(texts, tokens.lengths_N, model.flops, batch_texts)
-    outcomes = interleave(
-        [*peers(model, with_pool, batch_texts), *ours(model, with_int8=model.name == "m3e-small")],
-        work,
-        rounds,
-        seconds,
-        measure_ceilings,
-    )
+    outcomes = interleave(variants, work, rounds, seconds, measure_ceilings)
     counted = quiet_rounds(outcomes)
     for outcome in outcomes:
         outcome.timed = [outcome.timed[number] for number in counted if number < len(outcome.timed)]

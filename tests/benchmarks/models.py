@@ -18,7 +18,7 @@ from pipeline.config import JobConfig, Output, Recipe, Source
 from pipeline.encoder.describe import ModelDescription
 from pipeline.execution.calibrating import calibrated
 from pipeline.execution.planning.calibrated import with_calibration
-from pipeline.execution.planning.model import ModelReference, describe, resolve_model
+from pipeline.execution.planning.model import ModelReference, describe, open_encoder, resolve_model
 from pipeline.fingerprint import fingerprint
 from pipeline.storage.filesystem import Store
 from pipeline.storage.folder_cache import cache_root
@@ -52,6 +52,12 @@ class Model:
             output=Output(uri=str(place / "out")),
         )
         return with_calibration(Store(config.output.uri), calibrated(config).recipe, self.reference, None)
+
+    @cached_property
+    def compute(self) -> str:
+        """The fastest number type that all engines share: bfloat16, or float32 where this CPU only imitates that."""
+        encoder = open_encoder(self.reference, "bfloat16", "", 1, "torch")
+        return "float32" if encoder.emulates else "bfloat16"
 
     @cached_property
     def description(self) -> ModelDescription:

@@ -46,11 +46,9 @@ def measure(folder: Path, rows: int) -> Iterator[Line]:
 
 
 def _compute() -> str:
-    from pipeline.execution.planning.model import open_encoder  # torch, which is not to be in the peak of the index
-    from tests.benchmarks.models import m3e_small
+    from tests.benchmarks.models import m3e_small  # and torch, which is not to be in the peak of the index
 
-    encoder = open_encoder(m3e_small().reference, "bfloat16", "", 1, "torch")
-    return "float32" if encoder.emulates else "bfloat16"
+    return m3e_small().compute
 
 
 def _nights(folder: Path, rows: int, compute: str, executor: str, override: str) -> Iterator[Line]:

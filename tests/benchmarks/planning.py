@@ -73,7 +73,8 @@ def _nights(where: str, folder: Path, uri: str) -> Iterator[Line]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = _written(folder, source, output, ROWS)
-    filesystem, root = fsspec.core.url_to_fs(source, auto_mkdir=True)
+    filesystem, root = fsspec.core.url_to_fs(source)
+    filesystem.makedirs(root, exist_ok=True)
     filesystem.pipe({f"{root}/{number:05d}.jsonl": _content(number) for number in range(PARTS)})
     run_in_process(config)
     for night, changed in (("nothing changed", 0), ("one file changed", 1), ("nothing changed since", 0)):

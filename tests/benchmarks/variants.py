@@ -39,8 +39,8 @@ class SentenceTransformerModel(Protocol):
 def peers(model: Model, with_pool: bool, batch_texts: int = 32) -> list[Variant]:
     """Return the ways of sentence-transformers; the first is the float32 reference."""
     variants = [
-        Variant("encode", "float32", partial(_encode, model, "float32", batch_texts)),
-        Variant("encode", "bfloat16", partial(_encode, model, "bfloat16", batch_texts)),
+        Variant("encode", precision, partial(_encode, model, precision, batch_texts))
+        for precision in dict.fromkeys(("float32", model.compute))
     ]
     if with_pool:
         pool = partial(_encode_with_pool, model)
@@ -51,7 +51,7 @@ def peers(model: Model, with_pool: bool, batch_texts: int = 32) -> list[Variant]
 
 
 def ours(model: Model, with_int8: bool) -> list[Variant]:
-    """Return our encoder loop, once per engine that is installed and per number type that it computes in.
+    """Return our encoder loop, once per engine that is installed and per number type that it computes in here.
 
     Args:
         with_int8: also quantised; random weights say nothing of it, and a large model takes its time to calibrate.
@@ -60,7 +60,8 @@ def ours(model: Model, with_int8: bool) -> list[Variant]:
         Variant(f"ours, {engine}", precision, partial(_ours, model, engine, precision))
         for engine, (package, precisions) in ENGINES.items()
         for precision in precisions
-        if importlib.util.find_spec(package) and (precision != "int8" or with_int8)
+        if importlib.util.find_spec(package)
+        and (with_int8 if precision == "int8" else precision in ("float32", model.compute))
     ]
 
 
