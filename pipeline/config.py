@@ -177,7 +177,7 @@ class Features(Section):
     """Columns that name whom a feature belongs to: `id`, or columns of source.keep_columns, string or integer."""
     event_time: str = "event_timestamp"
     """Since when a feature is known: a column of source.keep_columns (time, date, or text in ISO 8601; UTC where it
-    names no zone), or `event_timestamp` of the snapshot."""
+    names no zone; of a date, the end of its day), or `event_timestamp` of the snapshot."""
     pool: Literal["mean", "max", "first", "by_tokens"] = "mean"
     """How the chunks of a text become one vector; `by_tokens` is the mean weighted by their tokens."""
     aggregate: Literal["none", "mean"] = "none"

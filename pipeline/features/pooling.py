@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
 
+NEVER = np.iinfo(np.int64).min
+
 Pool = Literal["mean", "max", "first", "by_tokens"]
 
 
@@ -48,3 +50,19 @@ def pool_chunks(
     weight_N = tokens_N.astype(np.float32) if pool == "by_tokens" else np.ones(len(vectors_ND), np.float32)
     sums_MD = np.add.reduceat(vectors_ND * weight_N[:, None], starts_M, axis=0)
     return np.asarray(sums_MD / np.maximum(np.add.reduceat(weight_N, starts_M), 1)[:, None], np.float32)
+
+
+def latest_times(times: pa.ChunkedArray, starts_M: NDArray[np.int64]) -> pa.ChunkedArray:
+    """Return the latest time among the chunks of each document: before it, its pooled vector was another one.
+
+    Args:
+        times: of the chunks, timestamp[us, UTC].
+        starts_M: as `document_starts` gives them.
+
+    Returns:
+        M times, null where no chunk has one.
+    """
+    if len(starts_M) == len(times):
+        return times
+    latest_M = np.maximum.reduceat(pc.fill_null(times.cast(pa.int64()), NEVER).to_numpy(), starts_M)
+    return pa.chunked_array([pa.array(latest_M, mask=latest_M == NEVER).cast(times.type)])

@@ -12,7 +12,7 @@ import pyarrow.dataset
 from pipeline.arrow import dequantised, fixed_size_list, hash_strings, one_array
 from pipeline.encoder.vectors import finish
 from pipeline.errors import ConfigError
-from pipeline.features.pooling import Pool, document_starts, pool_chunks
+from pipeline.features.pooling import Pool, document_starts, latest_times, pool_chunks
 from pipeline.parallel import in_order
 from pipeline.storage.parquet import part_key, read_columns
 from pipeline.storage.snapshots import Snapshot
@@ -24,6 +24,11 @@ READERS = 2
 """Parts read ahead of the one that is used."""
 
 UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
+
+DAY_US = 24 * 3600 * 10**6
+
+ISO_DATE_CHARACTERS = 10
+"""Of `2026-01-31`; with a time of day a text is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,8 @@ def bucket_of(rows: pa.Table, keys: tuple[str, ...], buckets: int) -> np.ndarray
 def event_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Return times in UTC, of timestamps, dates or texts in ISO 8601; UTC is taken for those that name no zone.
 
+    A date stands for the last microsecond of its day: when on that day something became known it does not say.
+
     Raises:
         ConfigError: a text is no time, or a time lies too far away.
     """
@@ -121,7 +128,7 @@ def event_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         if pa.types.is_timestamp(type):
             column = column.cast(pa.timestamp("us", tz=type.tz), safe=type.unit != "ns")
             return column.cast(UTC_MICROSECONDS) if type.tz else pc.assume_timezone(column, "UTC")
-        return pc.assume_timezone(column.cast(pa.timestamp("us")), "UTC")
+        return pc.assume_timezone(_end_of_day(column.cast(pa.timestamp("us"))), "UTC")
     except pa.ArrowInvalid:
         raise ConfigError(
             f"features.event_time: {name} holds a value that is no time; expected ISO 8601, each with a zone or none"
@@ -132,7 +139,13 @@ def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return column.cast(UTC_MICROSECONDS)
     except pa.ArrowInvalid:
-        return pc.assume_timezone(column.cast(pa.timestamp("us")), "UTC")
+        times = column.cast(pa.timestamp("us"))
+        is_date = pc.equal(pc.utf8_length(column), ISO_DATE_CHARACTERS)
+        return pc.assume_timezone(pc.if_else(is_date, _end_of_day(times), times), "UTC")
+
+
+def _end_of_day(midnights: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.add(midnights, pa.scalar(DAY_US - 1, pa.duration("us")))
 
 
 def _documents(snapshot: Snapshot, part: dict[str, Any], wanted: Wanted) -> pa.Table:
@@ -146,8 +159,8 @@ def _documents(snapshot: Snapshot, part: dict[str, Any], wanted: Wanted) -> pa.T
     firsts = rows.take(pa.array(starts_M))
     columns = {key: firsts[key] for key in wanted.keys} | {
         DOCUMENT: firsts["id"],
-        "event_timestamp": event_times(firsts[wanted.event_time], wanted.event_time),
-        "created_timestamp": firsts["created_timestamp"],
+        "event_timestamp": latest_times(event_times(rows[wanted.event_time], wanted.event_time), starts_M),
+        "created_timestamp": latest_times(rows["created_timestamp"], starts_M),
         "embedding": fixed_size_list(vectors_MD, pa.list_(pa.float32(), vectors_MD.shape[1])),
     }
     return pa.table(columns)

@@ -25,6 +25,9 @@ from pipeline.storage.snapshots import Snapshot, open_snapshot
 EVENT_DATE = "event_date"
 """In `features.partition_by` and in the table: the day of the event time in UTC."""
 
+ROWS_VERSION = 2
+"""Raised where the same Snapshot and settings come to give other rows, so that a table of before is made anew."""
+
 BUCKET_BYTES = 128 * 2**20
 """Of float32 vectors in one bucket, and so in one file; several times that is held while it is made."""
 
@@ -98,7 +101,7 @@ def table_key(origin: Origin) -> str:
             "settings": deciding(origin.features),
             "centroids": origin.centroids.content_hash,
             "buckets": buckets_of(origin.snapshot),
-            "version": pipeline.__version__,
+            "version": [pipeline.__version__, ROWS_VERSION],
         }
     )
 

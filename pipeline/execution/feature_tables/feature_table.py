@@ -17,6 +17,7 @@ from pipeline.config import Features, JobConfig
 from pipeline.encoder.vectors import finish
 from pipeline.errors import ConfigError, StorageError
 from pipeline.execution.feature_tables.feature_documents import (
+    DAY_US,
     DOCUMENT,
     UTC_MICROSECONDS,
     Counts,
@@ -50,8 +51,6 @@ from pipeline.storage.feature_tables import (
 from pipeline.storage.filesystem import Store
 from pipeline.storage.partitions import split_by_partition
 from pipeline.storage.snapshots import encode_schema
-
-DAY_US = 24 * 3600 * 10**6
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,63 @@
+"""No value from the future: what a training row is given was known, of this very entity, at its time."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.execution.feature_tables.feature_documents import event_times
+from pipeline.features.asof import as_of_join
+from tests.test_feature_table import Job, embeddings_of
+
+US = pa.timestamp("us", tz="UTC")
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def known_at(job: Job, id: Any, *times: datetime.datetime) -> list[NDArray[np.float32] | None]:
+    """Return the vector that a training row of this id is given at each time, None if there is none."""
+    training = pa.table({"id": [id] * len(times), "event_timestamp": pa.array(times, US)})
+    joined = as_of_join(training, job.features().table.dataset(), ["id"])
+    return [None if row is None else np.array(row, np.float32) for row in joined["embedding"].to_pylist()]
+
+
+def test_a_text_of_which_only_the_end_was_changed_is_not_known_before_it(tmp_path: Path, m3e_small: Path) -> None:
+    recipe = [f"recipe.model={m3e_small}", "recipe.max_tokens=24", "recipe.long_text=chunk", "recipe.compute=float32"]
+    table = pa.table({"id": [1, 2], "text": ["这家酒店很好，早餐也不错。" * 4, "一般"]})
+    job = Job(tmp_path, table)
+    job.embed(*recipe)
+    between = now()
+    pq.write_table(table.set_column(1, "text", pa.array([f"{table['text'][0]}但是房间很小。", "一般"])), job.file)
+    chunks = job.embed(*recipe).to_table().sort_by([("id", "ascending"), ("chunk", "ascending")])
+    assert chunks["event_timestamp"][0].as_py() < between, "the first chunk is that of before"
+    before, after = known_at(job, 1, between, now())
+    assert before is None
+    assert after is not None
+    np.testing.assert_allclose(after, embeddings_of(job.features().table.dataset().to_table())[0])
+    assert known_at(job, 2, between)[0] is not None
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([datetime.date(2026, 1, 31)], pa.date32()),
+        pa.array([datetime.date(2026, 1, 31)], pa.date64()),
+        pa.array(["2026-01-31"]),
+    ],
+)
+def test_a_day_without_a_time_is_over_before_its_text_is_known(column: pa.Array) -> None:
+    (time,) = event_times(pa.chunked_array([column]), "day").to_pylist()
+    assert time == datetime.datetime(2026, 1, 31, 23, 59, 59, 999_999, datetime.UTC)
+
+
+def test_a_time_of_day_is_taken_as_it_is() -> None:
+    texts = pa.chunked_array([pa.array(["2026-01-31", "2026-01-31T00:00:00", None, "2026-01-31 20:00"])])
+    hours = [time and time.hour for time in event_times(texts, "day").to_pylist()]
+    assert hours == [23, 0, None, 20]
