@@ -1,5 +1,6 @@
 """`nightly` and `diff`: what has changed is published, what nobody meant to delete is not, and both can be told."""
 
+import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_the_share_that_goes_is_one_of_texts_and_not_of_the_chunks_they_are_cut_
     monkeypatch.setattr(guards, "difference", lambda *_: found)
     plan = make_plan(load_config(corpus.config), Store(corpus.output))
     with pytest.raises(DeletionRefused, match=r"9 ids of snapshot 1 would go \(22"):
-        guards.check_deletes(plan, [], 0, LIMIT)
+        guards.check_deletes(plan, [], LIMIT)
 
 
 def test_another_text_and_another_file_are_no_delete(corpus: Corpus) -> None:
@@ -132,6 +133,24 @@ def test_a_file_that_cannot_be_read_any_more_is_no_delete(corpus: Corpus) -> Non
     with pytest.raises(DeletionRefused, match=r"14 B of the source cannot be read.*20 ids"):
         run_in_process(corpus.config, loose, max_deleted=1.0)
     assert len(corpus.ids) == 40
+
+
+def test_a_file_that_was_mended_does_not_make_up_for_one_that_cannot_be_read_any_more(corpus: Corpus) -> None:
+    broken, loose = b"no gzip, and longer than what is lost tomorrow", "runtime.max_quarantined_fraction=1"
+    mended, whole = (
+        gzip.compress(b"".join(orjson.dumps({"id": id, "text": "t"}) + b"\n" for id in rows(*few)))
+        for few in ((40, 42), (42, 44))
+    )
+    (corpus.folder / "c.jsonl.gz").write_bytes(broken)
+    (corpus.folder / "d.jsonl.gz").write_bytes(whole)
+    run_in_process(corpus.config, loose)
+    (corpus.folder / "c.jsonl.gz").write_bytes(mended)
+    (corpus.folder / "d.jsonl.gz").write_bytes(broken[:7])
+    with pytest.raises(DeletionRefused, match=r"7 B of the source .* \(in 1 file, .*d\.jsonl\.gz\), and 2 ids"):
+        run_in_process(corpus.config, loose, max_deleted=1.0)
+    (corpus.folder / "c.jsonl.gz").write_bytes(broken)
+    (corpus.folder / "d.jsonl.gz").unlink()
+    assert run_in_process(corpus.config, loose, max_deleted=1.0).snapshot == 3, "what was unreadable before is no news"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def publish(
         check_ids(store, plan.wanted, _where_they_lie(plan, new, carried), chunked, _proven(plan))
     if max_deleted is not None:
         coming = [compared(folder, part) for folder, part in _where_they_lie(plan, new, carried)]
-        check_deletes(plan, coming, report.unreadable_bytes, max_deleted)
+        check_deletes(plan, coming, max_deleted)
     parts = [(plan.folder, part) for receipt in new for part in receipt.parts]
     parts += _carry(config, plan, store, carried)
     _check_folders(plan, store, parts)

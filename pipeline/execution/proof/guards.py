@@ -1,12 +1,16 @@
 """What a nightly run refuses to publish: a Snapshot that has lost what nobody meant to delete."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import orjson
 
 from pipeline.errors import DeletionRefused, SourceError
 from pipeline.execution.planning.plan import Plan
-from pipeline.execution.proof.difference import ComparedPart, difference, parts_of
+from pipeline.execution.proof.difference import READERS, ComparedPart, difference, parts_of
+from pipeline.parallel import in_order
+from pipeline.storage.filesystem import Store
+from pipeline.storage.parquet import read_columns
 from pipeline.units import byte_size, counted, percent
 
 ALLOW = "if this is meant, run again with --allow-deletes"
@@ -30,12 +34,11 @@ def check_sources(plan: Plan) -> None:
         )
 
 
-def check_deletes(plan: Plan, parts: Sequence[ComparedPart], unreadable_bytes: int, allowed: float) -> None:
+def check_deletes(plan: Plan, parts: Sequence[ComparedPart], allowed: float) -> None:
     """See that not too many ids of the Snapshot before are gone, and none because its file cannot be read any more.
 
     Args:
         parts: of the coming Snapshot, where they lie now.
-        unreadable_bytes: of the source, today.
         allowed: share of the ids that may go.
 
     Raises:
@@ -44,18 +47,43 @@ def check_deletes(plan: Plan, parts: Sequence[ComparedPart], unreadable_bytes: i
     """
     if plan.parent is None:
         return
-    before = sum(row.get("unreadable_bytes") or 0 for row in plan.parent.shards.to_pylist())
-    found = difference(plan.parent.store, parts_of(plan.parent), parts)
+    store, before = plan.parent.store, parts_of(plan.parent)
+    found = difference(store, before, parts)
+    if not found.removed:
+        return
+    gone, number = counted(found.removed, "id"), plan.parent.number
     kept = f"Nothing was published, what was encoded is kept; {ALLOW}"
-    if found.removed and unreadable_bytes > before:
+    unreadable = _newly_unreadable(store, before, parts)
+    if unreadable:
         raise DeletionRefused(
-            f"{byte_size(unreadable_bytes)} of the source cannot be read, {byte_size(before)} in snapshot "
-            f"{plan.parent.number}, and {counted(found.removed, 'id')} of it would go. {kept}"
+            f"{byte_size(sum(unreadable.values()))} of the source cannot be read since snapshot {number} (in "
+            f"{counted(len(unreadable), 'file')}, for instance {min(unreadable)}), and {gone} of it would go. {kept}"
         )
     documents = plan.parent.totals["embedded"] + plan.parent.totals["reused"]  # its rows may be chunks of them
-    if found.removed and found.removed / documents > allowed:
+    if found.removed / documents > allowed:
         raise DeletionRefused(
-            f"{counted(found.removed, 'id')} of snapshot {plan.parent.number} would go "
-            f"({percent(found.removed / documents)}, for instance {', '.join(found.examples['removed'])}), more than "
-            f"output.max_deleted_fraction {allowed:g} allows. {kept}"
+            f"{gone} of snapshot {number} would go ({percent(found.removed / documents)}, for instance "
+            f"{', '.join(found.examples['removed'])}), more than output.max_deleted_fraction {allowed:g} allows. {kept}"
         )
+
+
+def _newly_unreadable(store: Store, before: Sequence[ComparedPart], after: Sequence[ComparedPart]) -> dict[str, int]:
+    """Return the bytes that cannot be read of each file of which that is more than in the Snapshot before.
+
+    The files are compared one by one: what was mended in one says nothing of what was lost in another.
+    """
+    in_both = {part.name for part in before} & {part.name for part in after}
+    was, now = (
+        _unreadable_bytes(store, [part.key for part in parts if part.kind == "quarantine" and part.name not in in_both])
+        for parts in (before, after)
+    )
+    return {uri: size_bytes for uri, size_bytes in now.items() if size_bytes > was[uri]}
+
+
+def _unreadable_bytes(store: Store, keys: Sequence[str]) -> Counter[str]:
+    """Return by source URI what these Parts of quarantine say."""
+    found: Counter[str] = Counter()
+    for entries in in_order(lambda key: read_columns(store, key, ["source_uri", "unreadable_bytes"]), keys, READERS):
+        for uri, size_bytes in zip(*(column.to_pylist() for column in entries.columns), strict=True):
+            found[uri] += size_bytes or 0
+    return found
