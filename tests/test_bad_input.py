@@ -316,10 +316,13 @@ def test_a_file_of_no_bytes_where_a_footer_or_a_header_must_be_is_unreadable(tmp
     assert stretches_of(blocks) == [(0, None, "unreadable_file")]
 
 
-@pytest.mark.parametrize("format", ["parquet", "csv", "text"])
+@every_format
 def test_a_column_that_one_shard_lacks_costs_that_file_and_no_other(tmp_path: Path, format: FileFormat) -> None:
     if format == "parquet":
         bad = written_parquet(tmp_path / "a.parquet", pa.table({"id": ["a", "b"], "body": ["x", "y"]}))
+        asked = columns()
+    elif format == "jsonl":
+        bad = written(tmp_path / "a.jsonl", b'{"id":"a","body":"x"}\n' * 3, format)
         asked = columns()
     else:
         bad = written(tmp_path / f"a.{format}", b"id,body\na,x\nb,y\n", format)
@@ -328,9 +331,28 @@ def test_a_column_that_one_shard_lacks_costs_that_file_and_no_other(tmp_path: Pa
     assert stretches_of(blocks) == [(0, 2 if format == "parquet" else None, "missing_column")]
 
 
-def test_a_column_that_one_json_shard_lacks_costs_each_of_its_rows(tmp_path: Path) -> None:
-    bad = written(tmp_path / "a.jsonl", b'{"id":"a","body":"x"}\n' * 3, "jsonl")
-    assert reasons_of(beside_a_good_file(tmp_path, bad)) == dict.fromkeys(range(3), "missing_column")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<html>\n<h1>503 Service Unavailable</h1>\n</html>\n", "unreadable_file"),
+        (b'[\n {\n  "id": "a",\n  "text": "t"\n },\n null\n]\n', "unreadable_file"),
+        (b'[{"id":"a","text":"t"},{"id":"b","text":"t"}]', "unreadable_file"),
+        (b'{"id":"a","text":"%s' % (b"x" * 4000), "unreadable_file"),
+        (b'{"error":"503 Service Unavailable"}', "missing_column"),
+    ],
+    ids=["an error page", "a document over many lines", "a document in one line", "an endless line", "an error object"],
+)
+def test_json_lines_without_a_row_are_a_file_that_cannot_be_read(tmp_path: Path, content: bytes, reason: str) -> None:
+    bad = written(tmp_path / "a.jsonl", content, "jsonl")
+    blocks = beside_a_good_file(tmp_path, bad, asked=columns(max_line_bytes=2000))
+    assert stretches_of(blocks) == [(0, None, reason)]
+    assert blocks[0].metrics["unreadable_bytes"] == bad.size_bytes
+
+
+def test_one_row_behind_any_number_of_bad_lines_makes_each_of_them_a_bad_row(tmp_path: Path) -> None:
+    bad = written(tmp_path / "a.jsonl", (b"<p>" + b" " * 2000 + b"\n") * 600 + lines_of("jsonl", [b"good"])[0], "jsonl")
+    blocks = beside_a_good_file(tmp_path, bad, rows_per_block=10**6)
+    assert (texts_of(blocks)[1], blocks[0].rows_read, stretches_of(blocks)) == ("good", 603, [])
 
 
 @pytest.mark.parametrize(

@@ -221,12 +221,14 @@ GOOD_LINES = st.integers(0, 99).map(lambda n: b'{"id":%d,"text":"text %d"}' % (n
 @settings(max_examples=150)
 @given(
     content=st.lists(st.one_of(GOOD_LINES, BROKEN_LINES), max_size=40),
+    last=GOOD_LINES,
     end=st.sampled_from([b"\n", b"\r\n"]),
     rows_per_block=st.integers(1, 9),
 )
 def test_every_line_that_is_not_blank_is_a_document_or_in_quarantine(
-    content: list[bytes], end: bytes, rows_per_block: int
+    content: list[bytes], last: bytes, end: bytes, rows_per_block: int
 ) -> None:
+    content = [*content, last]
     expected = {number: line for number, line in enumerate(content) if line.strip()}
     with tempfile.TemporaryDirectory() as folder:
         file = written(Path(folder) / "a.jsonl", end.join(content), "jsonl")

@@ -135,6 +135,19 @@ def test_a_file_that_cannot_be_read_any_more_is_no_delete(corpus: Corpus) -> Non
     assert len(corpus.ids) == 40
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>503</html>", b'{"id":"r040","text":"t"}\n' + b"x" * (16 * 2**20 + 1)],
+    ids=["an error page", "lines that ran together"],
+)
+def test_what_stands_in_place_of_a_files_rows_deletes_none_of_them(corpus: Corpus, content: bytes) -> None:
+    corpus.write(a=rows(0, 20), b=rows(20, 40), c=rows(40, 42))
+    assert corpus.night() == 2
+    (corpus.folder / "c.jsonl").write_bytes(content)
+    with pytest.raises(DeletionRefused, match=r"of the source cannot be read .*c\.jsonl\), and [12] ids? of"):
+        run_in_process(corpus.config, "runtime.max_quarantined_fraction=1", max_deleted=LIMIT)
+
+
 def test_a_file_that_was_mended_does_not_make_up_for_one_that_cannot_be_read_any_more(corpus: Corpus) -> None:
     broken, loose = b"no gzip, and longer than what is lost tomorrow", "runtime.max_quarantined_fraction=1"
     mended, whole = (

@@ -31,13 +31,32 @@ SAMPLE_BYTES = 4 * 2**20
 def read_jsonl(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> Iterator[Candidates]:
     """Yield the rows of a JSON-lines file; each line tells its own columns.
 
+    What holds no row at all, as an error page or one document over many lines, is no file of bad rows: which ids stood
+    there is unknown. Up to the first row no more is held than one line may take; behind that every line is a row.
+
     Raises:
+        BadFile: no line of it is an object with the text column.
         SourceError: the bytes are not those of the plan.
     """
+    held: list[Candidates] = []
+    held_bytes, keys, has_rows = 0, set[str](), False
     for batch in split_lines(read_chunks(file, open_file), columns.max_line_bytes, file.size_bytes):
         parsed = _parse(batch)
-        if parsed.objects:
-            yield _typed(parsed, columns, batch)
+        if not parsed.objects:
+            continue
+        held.append(_typed(parsed, columns, batch))
+        if not has_rows:
+            held_bytes += sum(map(len, batch.lines))
+            keys.update(*parsed.objects)
+            breaks_off = any(why.unreadable_bytes is not None for why in batch.bad.values())
+            has_rows = columns.text_column in keys or breaks_off or held_bytes > columns.max_line_bytes
+        if has_rows:
+            yield from held
+            held.clear()
+    if held and keys:
+        raise missing_column(file, columns.text_column, sorted(keys))
+    if held:
+        raise BadFile(f"no line of {file.uri} is a JSON object; expected one per row; write it again")
 
 
 def read_jsonl_schema(

@@ -9,6 +9,7 @@ from pipeline.errors import DeletionRefused, SourceError
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.proof.difference import READERS, ComparedPart, difference, parts_of
 from pipeline.parallel import in_order
+from pipeline.records import Reason
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import read_columns
 from pipeline.units import byte_size, counted, percent
@@ -81,9 +82,12 @@ def _newly_unreadable(store: Store, before: Sequence[ComparedPart], after: Seque
 
 
 def _unreadable_bytes(store: Store, keys: Sequence[str]) -> Counter[str]:
-    """Return by source URI what these Parts of quarantine say."""
+    """Return by source URI what these Parts of quarantine say; a line that is too long may have been many rows."""
     found: Counter[str] = Counter()
-    for entries in in_order(lambda key: read_columns(store, key, ["source_uri", "unreadable_bytes"]), keys, READERS):
-        for uri, size_bytes in zip(*(column.to_pylist() for column in entries.columns), strict=True):
-            found[uri] += size_bytes or 0
+    names = ["source_uri", "byte_offset", "reason", "raw_bytes", "unreadable_bytes"]
+    for entries in in_order(lambda key: read_columns(store, key, names), keys, READERS):
+        for entry in entries.to_pylist():
+            is_line = entry["byte_offset"] is not None  # and no text of Parquet, which is one row
+            measure = "raw_bytes" if is_line and entry["reason"] == Reason.LINE_TOO_LONG else "unreadable_bytes"
+            found[entry["source_uri"]] += entry[measure] or 0
     return found
