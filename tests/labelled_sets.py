@@ -80,7 +80,7 @@ def _write_searches(folder: Path, texts: Sequence[str]) -> None:
     halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]
     for name, split, judgements, numbers in (
         ("T2Retrieval", "dev", "qrels", False),
-        ("T2Reranking", "dev", "default", False),
+        ("T2Reranking", "dev", "data", False),
         ("Search", "test", "qrels", True),
         ("Choice", "test", "default", False),
     ):

@@ -28,6 +28,10 @@ JUDGED = "-qrels"
 """Ends the name of the data set that holds the judgements of a retrieval in the layout that C-MTEB began with; corpus
 and queries are splits of the other one."""
 
+JUDGEMENTS = ("qrels", "default", "data")
+"""Folders beside `corpus` and `queries` that may hold the judgements: by the name of the table, and as the hub calls a
+table without one, before and since 2024."""
+
 
 def mirrored_files(mirror: Store, task: CardTask, dataset_path: str) -> Files:
     """Return the files of a task, from the folder of its name or of its data set's.
@@ -117,10 +121,11 @@ def _search_data(task: CardTask, mirror: Store, files: Files, splits: dict[str, 
             raise SourceError(f"{where} has no judgements: expected {task.name}{JUDGED}/data/{task.split}-*.parquet")
         of_splits = {"corpus": "corpus", "queries": "queries", "judged": task.split}
         return of_tables({name: _table(mirror, files, splits[split]) for name, split in of_splits.items()}, where)
+    judged = next((name for name in JUDGEMENTS if name in folders), JUDGEMENTS[0])
     tables = {
         "corpus": _of_folder(mirror, files, task.split, "corpus"),
         "queries": _of_folder(mirror, files, task.split, "queries"),
-        "judged": _of_folder(mirror, files, task.split, "qrels" if "qrels" in folders else "default"),
+        "judged": _of_folder(mirror, files, task.split, judged),
     }
     if "top_ranked" in folders:
         tables["top_ranked"] = _of_folder(mirror, files, task.split, "top_ranked")
@@ -131,7 +136,7 @@ def _of_folder(mirror: Store, files: Files, split: str, folder: str) -> pa.Table
     """Return the rows of a split; a table without splits, as a corpus often is, is taken whole."""
     of_folder = sorted(key for key in files if key.split("/")[-2] == folder)
     of_split = [key for key in of_folder if re.match(rf"{re.escape(split)}[-.]", key.split("/")[-1])]
-    if not of_folder or (folder in ("default", "qrels") and not of_split):
+    if not of_folder or (folder in JUDGEMENTS and not of_split):
         raise SourceError(f"{mirror.uri} has no {folder}/{split}-*.parquet among {', '.join(sorted(files))}")
     return _table(mirror, files, of_split or of_folder)
 
