@@ -30,13 +30,19 @@ def test_on_labels_it_is_the_circle_loss_of_pytorch_metric_learning_in_value_and
     labels_B = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3])
     ours_BD, theirs_BD = (vectors(8).requires_grad_() for _ in range(2))
     units_BD = functional.normalize(ours_BD, dim=1)
-    ours = ranking_loss(units_BD @ units_BD.T, label_relevance(labels_B), CircleWeighting(0.25, 32.0))
+    ours = ranking_loss(units_BD @ units_BD.T, label_relevance(labels_B, torch.arange(8)), CircleWeighting(0.25, 32.0))
     theirs = CircleLoss(m=0.25, gamma=32)(theirs_BD, labels_B)
     ours.backward()
     theirs.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert theirs_BD.grad is not None
     torch.testing.assert_close(ours_BD.grad, theirs_BD.grad, atol=1e-6, rtol=0)
+
+
+def test_a_text_that_stands_twice_in_a_batch_is_no_positive_of_itself() -> None:
+    relevance_BB = label_relevance(torch.tensor([0, 0, 1, 0]), torch.tensor([7, 8, 9, 7]))
+    expected_BB = [[NAN, 1, 0, NAN], [1, NAN, 0, 1], [0, 0, NAN, 0], [NAN, 1, 0, NAN]]
+    torch.testing.assert_close(relevance_BB, torch.tensor(expected_BB), equal_nan=True)
 
 
 def test_without_weights_and_with_one_positive_a_query_it_is_info_nce() -> None:
@@ -137,7 +143,8 @@ def batch_of(kind: str, rows: slice = slice(None)) -> tuple[list[dict[str, Tenso
     first_BT, second_BT = (torch.randint(0, 50, (8, 5), generator=random)[rows] for _ in range(2))
     texts = [{"input_ids": first_BT}, {"input_ids": second_BT}]
     if kind == "class":
-        return texts[:1], {"kind": kind, "labels_B": torch.tensor([0, 1, 0, 2, 1, 0, 2, 2])[rows]}
+        labels_B = torch.tensor([0, 1, 0, 2, 1, 0, 2, 2])
+        return texts[:1], {"kind": kind, "labels_B": labels_B[rows], "keys_B": torch.arange(8)[rows]}
     if kind == "pair":
         return texts, {"kind": kind, "scores_B": torch.tensor([0.1, 0.9, 0.5, 0.5, 0.3, 0.0, 1.0, 0.7])[rows]}
     keys_M = torch.arange(101, 109)[rows]

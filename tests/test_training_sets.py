@@ -44,8 +44,8 @@ def test_candidates_keep_their_grades() -> None:
 
 
 def test_candidates_without_a_grade_each_are_refused() -> None:
-    with pytest.raises(SourceError, match="2 candidates and 1 grades"):
-        examples("rerank", query=["q"], candidates=[["a", "b"]], relevance=[[1.0]])
+    with pytest.raises(SourceError, match="row 1 of a rerank set has 2 candidates and 1 grades"):
+        examples("rerank", query=["q", "r", "s"], candidates=[["a"], ["b", "c"], ["d"]], relevance=[[1], [1], [0, 1]])
 
 
 def test_a_missing_column_is_named_with_what_the_kind_needs() -> None:

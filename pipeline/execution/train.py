@@ -147,8 +147,11 @@ def _run_workers(config: JobConfig, plan: TrainingPlan) -> None:
     checkpoints = Store(plan.checkpoints)
     if checkpoints.is_local:
         Path(checkpoints.root).mkdir(parents=True, exist_ok=True)
-    has_gpus = ray.cluster_resources().get("GPU", 0) >= plan.training.workers
-    cores = min(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
+    workers, gpus = plan.training.workers, ray.cluster_resources().get("GPU", 0)
+    if 0 < gpus < workers:
+        raise ConfigError(f"training.workers is {workers}, and the cluster has {gpus:g} GPUs, one for each worker")
+    has_gpus = gpus > 0
+    cores = min(node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     threads = max(1, int(cores) // plan.training.workers)
     trainer = ray.train.torch.TorchTrainer(
         _work,

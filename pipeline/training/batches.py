@@ -132,7 +132,8 @@ class Collator:
             return batch | self._ranked(examples)
         if "text" in names:
             labels_B = torch.tensor([example["label"] for example in examples])
-            labels: dict[str, Any] = {"kind": "class", "labels_B": labels_B}
+            keys_B = torch.from_numpy(keys_of([example["text"] for example in examples]))
+            labels: dict[str, Any] = {"kind": "class", "labels_B": labels_B, "keys_B": keys_B}
             return batch | self._features(examples, "text") | {"label": labels}
         scores_B = torch.tensor([example["score"] for example in examples], dtype=torch.float64)
         sides = self._features(examples, "text_a") | self._features(examples, "text_b")

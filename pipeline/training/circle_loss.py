@@ -122,7 +122,7 @@ def compared(columns: list[Tensor], labels: Labels) -> tuple[Tensor, Tensor]:
     """
     if labels["kind"] == "class":
         vectors_BD = gathered(columns[0])
-        return vectors_BD @ vectors_BD.T, label_relevance(gathered(labels["labels_B"]))
+        return vectors_BD @ vectors_BD.T, label_relevance(gathered(labels["labels_B"]), gathered(labels["keys_B"]))
     if labels["kind"] == "pair":
         cosines_B = (columns[0] * columns[1]).sum(dim=-1)
         return gathered(cosines_B)[None, :], gathered(labels["scores_B"])[None, :]

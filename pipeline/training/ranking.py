@@ -83,10 +83,14 @@ def _log_sum(exponents_RM: Tensor, chosen_RM: Tensor) -> Tensor:
     return exponents_RM.masked_fill(~chosen_RM, NOTHING).logsumexp(dim=1)
 
 
-def label_relevance(labels_B: Tensor) -> Tensor:
-    """Return the relevance of each text of a batch for each other, (B, B): same label or not; its own is left out."""
+def label_relevance(labels_B: Tensor, keys_B: Tensor) -> Tensor:
+    """Return the relevance of each text of a batch for each other, (B, B): same label or not; the text is left out.
+
+    Args:
+        keys_B: hashes of the texts, int64: in a set smaller than a batch one stands there again.
+    """
     relevance_BB = (labels_B[:, None] == labels_B[None, :]).float()
-    return relevance_BB.fill_diagonal_(torch.nan)
+    return relevance_BB.masked_fill(keys_B[:, None] == keys_B[None, :], torch.nan)
 
 
 def document_relevance(

@@ -104,16 +104,20 @@ def _documents_of(table: pa.Table, documents: str, grade: str | float) -> pa.Tab
     lists = table[documents].combine_chunks()
     parents = pc.list_parent_indices(lists)
     texts = pc.list_flatten(lists).cast(pa.string())
-    grades = pa.array(np.full(len(texts), grade)) if isinstance(grade, float) else _flat(table[grade], len(texts))
+    grades = pa.array(np.full(len(texts), grade)) if isinstance(grade, float) else _grades(table[grade], lists)
     found = pa.table({"query": table["query"].combine_chunks().take(parents), "document": texts, "grade": grades})
     return found.drop_null()
 
 
-def _flat(lists: pa.ChunkedArray, expected: int) -> pa.Array:
-    grades = pc.list_flatten(lists.combine_chunks()).cast(pa.float64())
-    if len(grades) != expected:
-        raise SourceError(f"a rerank set has {expected} candidates and {len(grades)} grades; each candidate needs one")
-    return grades
+def _grades(of_rows: pa.ChunkedArray, candidates: pa.ListArray) -> pa.Array:
+    grades = of_rows.combine_chunks()
+    counts_N2 = [pc.fill_null(pc.list_value_length(lists), 0).to_numpy() for lists in (candidates, grades)]
+    for row in np.flatnonzero(counts_N2[0] != counts_N2[1])[:1]:
+        raise SourceError(
+            f"row {row} of a rerank set has {counts_N2[0][row]} candidates and {counts_N2[1][row]} grades; each "
+            "candidate needs one"
+        )
+    return pc.list_flatten(grades).cast(pa.float64())
 
 
 def keys_of(texts: Sequence[str]) -> NDArray[np.int64]:
