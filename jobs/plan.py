@@ -49,13 +49,14 @@ def forecast_text(made: "Forecast", rows_per_part: int, batch_tokens: int) -> st
     known = "" if not made.tokens_error else f" ± {percent(made.tokens_error)}"
     how = "measured here" if made.is_measured else "as given"
     repeated = "at least " if made.shards_read < made.shards and made.repeated_fraction else ""
+    taken = f"{percent(made.known_fraction)} known, " if made.known_fraction else ""
     phases = ", ".join(f"{name} {duration(spent)}" for name, spent in made.seconds.items() if spent and name != "total")
     where = " ".join(filter(None, [made.device, made.engine]))
     lines = {
         "sample": f"{of} {counted(made.shards, 'shard')} to embed, read and tokenised",
         "tokens": f"{thousands(made.tokens)}{known} of {thousands(made.rows)} rows",
-        "texts": f"{percent(made.truncated_fraction)} truncated, {repeated}{percent(made.repeated_fraction)} repeated, "
-        f"{percent(made.quarantined_fraction)} without a vector",
+        "texts": f"{taken}{percent(made.truncated_fraction)} truncated, {repeated}"
+        f"{percent(made.repeated_fraction)} repeated, {percent(made.quarantined_fraction)} without a vector",
         "output": f"{byte_size(made.output_bytes)} of Parts",
         "pace": f"{thousands(made.tokens_per_second)} tokens/s an encoder, {how} ({where}), "
         f"{percent(made.padding_fraction)} padding",

@@ -95,7 +95,23 @@ def test_repeated_texts_are_counted_and_not_encoded(config: JobConfig) -> None:
     whole = sampled(config, plan, 10**6)
     assert whole.repeated > 0
     assert len(whole.tokens) + whole.repeated == whole.vectors
-    assert whole.encoded_fraction < 1
+    assert sum(seen.tokens for seen in whole.by_kind.values()) == whole.tokens.offsets_N1[-1]
+
+
+def test_texts_that_the_snapshot_before_has_are_not_estimated_as_work(config: JobConfig, tmp_path: Path) -> None:
+    run_inline(config)
+    for path in (tmp_path / "in").iterdir():
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    plan = planned(config)
+    made = forecast.forecast(config, plan, tokens_per_second=1e6)
+    assert (made.tokens, made.rows, made.known_fraction) == (0, FILES * ROWS, 1.0)
+    assert "100 % known" in forecast_text(made, 100, 16384)
+    new = pa.table({"id": ["new"], "text": ["a text of seven words at last"], "label": ["a"]})
+    pq.write_table(new, tmp_path / "in" / "new.parquet")
+    made = forecast.forecast(config, planned(config), tokens_per_second=1e6)
+    report = run_inline(config)
+    assert (report.encoded_texts, report.taken_over) == (1, FILES * ROWS)
+    assert made.tokens == report.tokens > 0
 
 
 def test_hours_and_cost_follow_from_a_given_rate(config: JobConfig) -> None:

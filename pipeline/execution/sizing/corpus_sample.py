@@ -21,8 +21,10 @@ from pipeline.execution.settings import tokenizer_spec
 from pipeline.execution.stages import CountedOpener
 from pipeline.records import Block, Shard, TokenBatch
 from pipeline.schemas import TEXT
+from pipeline.storage.filesystem import Store
 from pipeline.storage.readers import read_shard
 from pipeline.storage.rows import empty_texts
+from pipeline.storage.text_index import open_index
 from pipeline.text.chunking import chunk_texts
 from pipeline.text.tokenizer import load_tokenizer, with_prompt
 
@@ -46,6 +48,7 @@ class Seen:
     bytes: float = 0.0
     rows: float = 0.0
     tokens: float = 0.0
+    """For the encoders: of texts that are known none, of a repeated one once."""
 
     def add(self, bytes: float, rows: float, tokens: float) -> None:
         self.bytes, self.rows, self.tokens = self.bytes + bytes, self.rows + rows, self.tokens + tokens
@@ -65,6 +68,8 @@ class CorpusSample:
     truncated: int
     repeated: int
     """Texts that stand before among those read."""
+    known: int
+    """Texts whose vectors the Snapshot before has."""
     quarantined: int
     read_seconds: float
     tokenize_seconds: float
@@ -72,17 +77,11 @@ class CorpusSample:
     """Some documents, without their texts."""
     by_kind: dict[str, Seen] = field(default_factory=dict)
     shares: list[tuple[float, float]] = field(default_factory=list)
-    """(bytes, tokens) of every Shard that was read."""
+    """(bytes, tokens for the encoders) of every Shard that was read."""
 
     @property
     def is_whole(self) -> bool:
         return self.shards_read == self.shards
-
-    @property
-    def encoded_fraction(self) -> float:
-        """Share of the tokens that stand in texts which were not read before."""
-        every = sum(seen.tokens for seen in self.by_kind.values())
-        return float(self.tokens.offsets_N1[-1]) / every if every else 1.0
 
     @property
     def repeated_fraction(self) -> float:
@@ -106,6 +105,9 @@ def read_sample(
     config: JobConfig, plan: Plan, description: ModelDescription, seconds: float = SAMPLE_SECONDS
 ) -> CorpusSample:
     """Read Shards that a run has to do, spread over all of them, until the time is over.
+
+    Args:
+        plan: with the index of known texts, if there are any.
 
     Raises:
         SourceError: there is no text in them.
@@ -137,6 +139,7 @@ class _Reading:
         self.shares: list[tuple[float, float]] = []
         self.batches: list[TokenBatch] = []
         self.hashes: set[bytes] = set()
+        self.index = open_index(Store(plan.known.output_uri), plan.known) if plan.known else None
         self.documents: list[pa.Table] = []
 
     def take_in(self, shard: Shard) -> None:
@@ -165,15 +168,18 @@ class _Reading:
             texts = chunk_texts(texts, self.spec, self.config.recipe.chunk_overlap_tokens).texts
         sent = with_prompt(texts, self.spec.prompt)
         tokens, truncated_N = self.tokenize(sent, self.spec.max_tokens)
-        new_N = self._new(hash_strings(sent))
+        hashes = hash_strings(sent)
+        new_N = self._new(hashes)
+        known_N = self.index.find(hashes) >= 0 if self.index else np.zeros(len(hashes), np.bool_)
         self.tokenize_seconds += time.perf_counter() - started
         self.batches.append(take(tokens, np.flatnonzero(new_N)))
         self.counts.update(
             blocks=1,
             vectors=len(texts),
-            tokens=int(tokens.offsets_N1[-1]),
+            tokens=int(tokens.lengths_N[new_N & ~known_N].sum()),
             truncated=int(truncated_N.sum()),
             repeated=int(len(texts) - new_N.sum()),
+            known=int(known_N.sum()),
             quarantined=block.rows_read - block.documents.num_rows,
         )
         if sum(table.num_rows for table in self.documents) < KEPT_DOCUMENTS:
@@ -199,6 +205,7 @@ class _Reading:
             vectors=counts["vectors"],
             truncated=counts["truncated"],
             repeated=counts["repeated"],
+            known=counts["known"],
             quarantined=counts["quarantined"],
             read_seconds=self.read_seconds,
             tokenize_seconds=self.tokenize_seconds,

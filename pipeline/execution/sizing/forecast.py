@@ -18,12 +18,14 @@ from pipeline.encoder.vectors import to_stored
 from pipeline.errors import EncoderError
 from pipeline.execution.planning.model import describe
 from pipeline.execution.planning.plan import Plan
+from pipeline.execution.reuse import with_index
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts, tokenizer_spec
 from pipeline.execution.sizing.corpus_sample import CorpusSample, Seen, expected, read_sample, relative_error
 from pipeline.execution.sizing.start_up import look_seconds, seconds_around
 from pipeline.execution.sizing.trials import Lab, Setting, Trial
 from pipeline.execution.sizing.tune import BUSY_LOAD, WORTH_CHANGING, engines_beside_torch, layout_of, recommended_rows
 from pipeline.execution.sizing.tune_texts import STORED_BYTES, Texts
+from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import serialise
 
 BUSY = "the machine was busy, at a load of {:.1f}: on a quiet one a run is faster"
@@ -45,13 +47,15 @@ class Forecast:
     rows: int
     """Of these Shards, with those that will go to quarantine."""
     tokens: int
-    """That the encoders will be given: of a repeated text once."""
+    """That the encoders will be given: of known texts none, of a repeated one once."""
     tokens_error: float
     """Half of the 95 % interval of the tokens, as a share of them; 0 = all was read."""
     truncated_fraction: float
     """Of the texts."""
     repeated_fraction: float
     """Texts that stand before, among those read; of all texts it is rather more."""
+    known_fraction: float
+    """Texts whose vectors are taken over from the Snapshot before."""
     quarantined_fraction: float
     output_bytes: int
     device: str
@@ -112,22 +116,23 @@ def forecast(
         EncoderError: the model cannot be loaded here.
     """
     load, description = os.getloadavg()[0], describe(plan.model)
+    plan, notes = with_index(plan, Store(config.output.uri))
     sample = read_sample(config, plan, description)
     whole = expected(sample, plan.embed)
     rows_read = max(1.0, sum(seen.rows for seen in sample.by_kind.values()))
     vectors = whole.rows * sample.vectors / rows_read
-    tokens = whole.tokens * sample.encoded_fraction
     texts = _texts(config, sample, whole, description)
     block_rows = max(1, round(len(sample.tokens) / sample.blocks))
     encoders = 1 if config.runtime.encoders == "auto" else config.runtime.encoders
     if tokens_per_second is None:
-        pace = _measured(config, plan, texts, block_rows, tokens / encoders)
+        pace = _measured(config, plan, texts, block_rows, whole.tokens / encoders)
     else:
         pace = _given(config, texts, tokens_per_second)
     part_bytes, write_seconds = _part_of(config, plan, description, sample)
-    around, notes = seconds_around(config, plan, is_here=tokens_per_second is None)
+    around, assumed = seconds_around(config, plan, is_here=tokens_per_second is None)
+    notes += assumed
     seconds = {"start": around["start"], "look through": look_seconds(config, plan, sample, whole)}
-    seconds["run"] = tokens / pace.tokens_per_second / encoders
+    seconds["run"] = whole.tokens / pace.tokens_per_second / encoders
     if pace.threads:  # on a CPU the stages around take their time from the encoders; beside a GPU they overlap
         beside = (sample.read_seconds + sample.tokenize_seconds) * whole.rows / rows_read + vectors * write_seconds
         seconds["run"] += beside / _cores()
@@ -142,10 +147,11 @@ def forecast(
         shards=len(plan.embed),
         shards_read=sample.shards_read,
         rows=round(whole.rows),
-        tokens=round(tokens),
+        tokens=round(whole.tokens),
         tokens_error=relative_error(sample),
         truncated_fraction=sample.truncated / sample.vectors,
         repeated_fraction=sample.repeated_fraction,
+        known_fraction=sample.known / sample.vectors,
         quarantined_fraction=sample.quarantined / rows_read,
         output_bytes=round(vectors * part_bytes),
         device=pace.device,
