@@ -84,8 +84,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     if behind:
         setattr(options, takes, [*getattr(options, takes), *behind])
-    if remote:
-        options.words += remote
+    options.remote = remote
     return options
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -51,19 +52,21 @@ def asked_run(options: argparse.Namespace, night: date) -> Run:
     Raises:
         ConfigError: command, config or name are wrong, or no image is named.
     """
-    command, config, arguments = wanted(options.words)
+    asked = wanted(options.words, options.remote)
     if not options.image:
         raise ConfigError("--kubernetes needs --image, built of docker/Dockerfile: pods run the code that is in it")
     dated = [night.strftime("%Y%m%d")] if options.kubernetes == "rayjob" else []
-    name = options.name or "-".join([command, fingerprint([command, config.output.uri.rstrip("/")])[:8], *dated])
+    of_output = fingerprint([asked.command, asked.output.rstrip("/")])[:8]
+    name = options.name or "-".join([asked.command, of_output, *dated])
     if not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r}: Kubernetes wants at most 40 small letters, digits and dashes")
     return Run(
         name=name,
-        command=command,
-        options=tuple(arguments[2:]),
-        config=config,
-        config_text=config_text(config),
+        command=asked.command,
+        options=asked.options,
+        config=asked.config,
+        output=asked.output,
+        config_text=config_text(asked.config),
         image=options.image,
         namespace=options.namespace,
         secret=options.secret,
@@ -82,7 +85,8 @@ def rendered(manifests: list[Manifest], as_json: bool = False) -> str:
 def create(client: Any, manifests: list[Manifest]) -> list[str]:
     """Create a RayJob and what it owns, or bring the objects of a schedule up to date; return their kinds.
 
-    What a RayJob needs is deleted together with it. It is created first: of two submissions of a night one wins.
+    What a RayJob needs is deleted together with it. It is created first: of two submissions of a night one wins. Where
+    the rest cannot be created it is deleted again, or its pods would wait for what never comes, and the night be taken.
 
     Args:
         client: a `kubernetes.dynamic.DynamicClient`.
@@ -91,45 +95,69 @@ def create(client: Any, manifests: list[Manifest]) -> list[str]:
         SnapshotConflict: the RayJob is there already.
         PipelineError: the cluster refuses.
     """
-    from kubernetes.client.exceptions import ApiException
-    from kubernetes.dynamic.exceptions import ResourceNotFoundError
-
     owners: list[Manifest] = []
     for manifest in manifests:
-        name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
         try:
-            resource = client.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
-            if manifest["kind"] == "RayJob":
-                made = resource.create(body=manifest, namespace=namespace)
-                owners = [{"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": made.metadata.uid}]
-            elif owners:
-                metadata = {**manifest["metadata"], "ownerReferences": owners}
-                resource.create(body={**manifest, "metadata": metadata}, namespace=namespace)
-            else:
-                resource.server_side_apply(body=manifest, name=name, namespace=namespace, field_manager=FIELD_MANAGER)
-        except ResourceNotFoundError as error:
-            raise PipelineError(
-                f"the Kubernetes cluster knows no {manifest['kind']} of {manifest['apiVersion']}; install KubeRay 1.6 "
-                "or newer (for a RayCronJob with its feature gate)"
-            ) from error
-        except ApiException as error:
-            if error.status == CONFLICT and manifest["kind"] == "RayJob":
-                raise SnapshotConflict(
-                    f"RayJob {namespace}/{name} is there already: kubectl --namespace {namespace} describe rayjob "
-                    f"{name}; --name submits another one, deleting it submits this one again"
-                ) from error
-            raise PipelineError(f"Kubernetes refuses {manifest['kind']} {namespace}/{name}: {error.reason}") from error
+            owners += _created(client, manifest, owners)
+        except PipelineError:
+            for owner in owners:
+                _delete(client, owner, manifest["metadata"]["namespace"])
+            raise
     return [manifest["kind"] for manifest in manifests]
+
+
+def _created(client: Any, manifest: Manifest, owners: list[Manifest]) -> list[Manifest]:
+    """Create an object; return a RayJob as the owner of what follows it, and of any other object nothing."""
+    from kubernetes.client.exceptions import ApiException
+    from kubernetes.dynamic.exceptions import ResourceNotFoundError
+    from urllib3.exceptions import HTTPError
+
+    kind, name, namespace = manifest["kind"], manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    try:
+        resource = client.resources.get(api_version=manifest["apiVersion"], kind=kind)
+        if kind == "RayJob":
+            made = resource.create(body=manifest, namespace=namespace)
+            return [{"apiVersion": manifest["apiVersion"], "kind": kind, "name": name, "uid": made.metadata.uid}]
+        if owners:
+            metadata = {**manifest["metadata"], "ownerReferences": owners}
+            resource.create(body={**manifest, "metadata": metadata}, namespace=namespace)
+        else:
+            resource.server_side_apply(body=manifest, name=name, namespace=namespace, field_manager=FIELD_MANAGER)
+    except ResourceNotFoundError as error:
+        raise PipelineError(
+            f"the Kubernetes cluster knows no {kind} of {manifest['apiVersion']}; install KubeRay 1.6 or newer (for a "
+            "RayCronJob with its feature gate)"
+        ) from error
+    except ApiException as error:
+        if error.status == CONFLICT and kind == "RayJob":
+            raise SnapshotConflict(
+                f"RayJob {namespace}/{name} is there already: kubectl --namespace {namespace} describe rayjob "
+                f"{name}; --name submits another one, deleting it submits this one again"
+            ) from error
+        raise PipelineError(f"Kubernetes refuses {kind} {namespace}/{name}: {error.reason}") from error
+    except HTTPError as error:
+        raise PipelineError(f"Kubernetes does not answer for {kind} {namespace}/{name}: {error}") from error
+    return []
+
+
+def _delete(client: Any, owner: Manifest, namespace: str) -> None:
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    with suppress(ApiException, HTTPError):  # what hindered the creation may hinder this too, and is told
+        resource = client.resources.get(api_version=owner["apiVersion"], kind=owner["kind"])
+        resource.delete(name=owner["name"], namespace=namespace)
 
 
 def _client() -> Any:
     library("kubernetes", "kubernetes", "creating objects (--dry-run prints them for kubectl)")
     from kubernetes import client, config, dynamic
+    from urllib3.exceptions import HTTPError
 
     try:
         config.load_config()
         return dynamic.DynamicClient(client.ApiClient())
-    except Exception as error:
+    except (config.ConfigException, client.ApiException, HTTPError) as error:
         raise PipelineError(
             f"no Kubernetes cluster can be reached with $KUBECONFIG or ~/.kube/config: {error}"
         ) from error

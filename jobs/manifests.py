@@ -33,6 +33,8 @@ class Run:
     options: tuple[str, ...]
     """Of the command."""
     config: JobConfig
+    output: str
+    """Where its results go."""
     config_text: str
     image: str
     namespace: str
@@ -85,7 +87,7 @@ def every_night(run: Run) -> list[Manifest]:
 def every_night_by_cron(run: Run) -> list[Manifest]:
     """Return a plain CronJob whose pod submits the RayJob of the night, with the rights to do that and no more."""
     rights = [
-        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]},
+        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "delete", "get"]},
         {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
         {"apiGroups": ["policy"], "resources": ["poddisruptionbudgets"], "verbs": ["create"]},
     ]
@@ -111,7 +113,7 @@ def rayjob_spec(run: Run) -> Manifest:
         "backoffLimit": 2,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        "metadata": {"command": run.command, "output": run.config.output.uri},
+        "metadata": {"command": run.command, "output": run.output},
         "rayClusterSpec": {
             "rayVersion": version("ray"),
             "authOptions": {"mode": "token"},

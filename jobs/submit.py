@@ -46,17 +46,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    command, config, arguments = wanted(options.words)
+    asked = wanted(options.words, options.remote)
     from pipeline.execution.clusters.submission import NAME, entrypoint, night_name
 
-    name = options.name or night_name(command, config.output.uri, datetime.now(UTC).date())
+    name = options.name or night_name(asked.command, asked.output, datetime.now(UTC).date())
     if not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r}: expected at most 100 letters, digits, points, dashes and underscores")
     out = sys.stderr if options.json else sys.stdout
     cluster = _cluster(options.address)
     name = cluster.attempt(name)
-    line = entrypoint([*arguments, *(["--json"] if options.json else [])], config_text(config))
-    about = {"command": command, "output": config.output.uri}
+    as_json = ["--json"] if options.json else []
+    line = entrypoint([asked.command, "-", *asked.options, *as_json], config_text(asked.config))
+    about = {"command": asked.command, "output": asked.output}
     with tempfile.TemporaryDirectory() as folder:
         package = None
         if options.ship:

@@ -1,6 +1,7 @@
 """What a submitted run is given: its command, and its config as text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,32 @@ from pipeline.config import JobConfig
 from pipeline.config_file import load_config
 from pipeline.errors import ConfigError
 
-COMMANDS = ("embed", "nightly", "requeue", "features", "plan", "tune")
+COMMANDS = ("embed", "nightly", "requeue", "features", "plan", "tune", "evaluate", "train")
 """What can be submitted: the commands that take a config."""
 
 
-def wanted(words: Sequence[str]) -> tuple[str, JobConfig, list[str]]:
-    """Return what is to be run: the command, its config, and its arguments with `-` where the config stands.
+SECTIONS = {"features": "features", "evaluate": "evaluation", "train": "training"}
+"""By command: the section of a config that says where its results go, if that is not `output`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be run on a cluster."""
+
+    command: str
+    options: tuple[str, ...]
+    """Of the command itself."""
+    config: JobConfig
+    output: str
+    """Where its results go."""
+
+
+def wanted(words: Sequence[str], options: Sequence[str] = ()) -> Wanted:
+    """Return what is asked for.
+
+    Args:
+        words: command, config and overrides.
+        options: of the command itself, passed on as they are.
 
     Raises:
         ConfigError: command or config are missing or wrong; also where the config names a path of this machine alone.
@@ -25,19 +46,34 @@ def wanted(words: Sequence[str]) -> tuple[str, JobConfig, list[str]]:
             f"expected a command ({', '.join(COMMANDS)}) and a config: python -m jobs submit embed job.yaml; its own "
             "options stand behind --: submit nightly job.yaml -- --allow-deletes"
         )
-    command, path, rest = words[0], words[1], list(words[2:])
-    options = [word for word in rest if word.startswith("-")]
-    config = load_config(path, [word for word in rest if not word.startswith("-")])
-    for key, uri in _addresses(config).items():
-        if "://" not in uri and not Path(uri).is_absolute() and key != "recipe.model":
+    command, path, *overrides = words
+    config = load_config(path, overrides)
+    name = SECTIONS.get(command, "output")
+    if (section := getattr(config, name)) is None:
+        raise ConfigError(f"{command} needs the section {name}, which {path} lacks")
+    for key, uri in _addresses(config):
+        if "://" not in uri and not Path(uri).is_absolute():
             raise ConfigError(f"{key} is {uri!r}, which is a path below this folder; the nodes need an address or /…")
-    return command, config, [command, "-", *options]
+    return Wanted(command, tuple(options), config, section.uri)
 
 
-def _addresses(config: JobConfig) -> dict[str, str]:
-    sources = {f"source.uri[{number}]": uri for number, uri in enumerate(config.source.uri)}
-    tables = {"features.uri": config.features.uri} if config.features else {}
-    return sources | {"output.uri": config.output.uri} | tables
+def _addresses(config: JobConfig) -> Iterator[tuple[str, str]]:
+    """Yield every key that names a place, and the place."""
+    yield from ((f"source.uri[{number}]", uri) for number, uri in enumerate(config.source.uri))
+    yield "output.uri", config.output.uri
+    if Path(config.recipe.model).is_dir():  # else a name on the hub
+        yield "recipe.model", config.recipe.model
+    if config.gate:
+        yield "gate.canary", config.gate.canary
+    if config.features:
+        yield "features.uri", config.features.uri
+    if config.training:
+        yield "training.uri", config.training.uri
+        yield from (("training.sets", uri) for examples in config.training.sets for uri in examples.uri)
+    if config.evaluation:
+        yield "evaluation.uri", config.evaluation.uri
+    if config.evaluation and config.evaluation.mirror:
+        yield "evaluation.mirror", config.evaluation.mirror
 
 
 def config_text(config: JobConfig) -> str:

@@ -21,20 +21,21 @@ FOLDER = ROOT / "docker" / "kubernetes"
 NIGHT = date(2026, 11, 24)
 
 
-def manifests(kind: str, *words: str, **options: str) -> list[Manifest]:
-    given = {
+def manifests(kind: str, *words: str, **options: str | list[str]) -> list[Manifest]:
+    given: dict[str, str | list[str] | None] = {
+        "remote": [],
         "name": None,
         "image": "embeddings:gpu",
         "namespace": "nightly",
         "secret": "storage",
         "schedule": "0 2 * * *",
     }
-    run = asked_run(argparse.Namespace(kubernetes=kind, words=list(words), **(given | options)), NIGHT)
+    run = asked_run(argparse.Namespace(kubernetes=kind, words=words, **(given | options)), NIGHT)
     return RENDER[kind](run)
 
 
 def of_gpus(kind: str) -> list[Manifest]:
-    return manifests(kind, "nightly", str(ROOT / "configs/gpu.yaml"), "runtime.encoders=4", "--allow-deletes")
+    return manifests(kind, "nightly", str(ROOT / "configs/gpu.yaml"), "runtime.encoders=4", remote=["--allow-deletes"])
 
 
 @pytest.mark.parametrize("kind", RENDER)
@@ -140,13 +141,13 @@ def test_the_plain_cron_job_submits_what_the_run_of_one_night_is() -> None:
 class FakeKubernetes:
     """Stands for the dynamic client: notes what is created, and refuses what is there already."""
 
-    def __init__(self, taken: int | None = None) -> None:
+    def __init__(self, taken: int | None = None, refused: str = "RayJob") -> None:
         self.made: list[tuple[str, str, Manifest]] = []
-        self.taken, self.resources = taken, self
+        self.taken, self.refused, self.resources = taken, refused, self
 
     def get(self, api_version: str, kind: str) -> SimpleNamespace:
         def create(body: Manifest, namespace: str) -> SimpleNamespace:
-            if self.taken and kind == "RayJob":
+            if self.taken and kind == self.refused:
                 raise ApiException(status=self.taken, reason="refused")
             self.made.append(("create", kind, body))
             return SimpleNamespace(metadata=SimpleNamespace(uid="uid-1"))
@@ -154,7 +155,10 @@ class FakeKubernetes:
         def apply(body: Manifest, **_: str) -> None:
             self.made.append(("apply", kind, body))
 
-        return SimpleNamespace(create=create, server_side_apply=apply)
+        def delete(name: str, namespace: str) -> None:
+            self.made = [one for one in self.made if one[1] != kind]
+
+        return SimpleNamespace(create=create, server_side_apply=apply, delete=delete)
 
 
 def test_what_a_run_needs_belongs_to_it_and_a_schedule_is_brought_up_to_date() -> None:
@@ -173,6 +177,13 @@ def test_a_second_submission_of_a_night_creates_nothing(status: int, error: type
     with pytest.raises(error) as told:
         create(cluster, of_gpus("rayjob"))
     assert told.type is error
+    assert cluster.made == []
+
+
+def test_a_run_whose_config_is_refused_is_taken_back_so_that_the_night_can_be_submitted_again() -> None:
+    cluster = FakeKubernetes(taken=500, refused="ConfigMap")
+    with pytest.raises(PipelineError, match="refuses ConfigMap"):
+        create(cluster, of_gpus("rayjob"))
     assert cluster.made == []
 
 

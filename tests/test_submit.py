@@ -8,9 +8,11 @@ from datetime import date
 from pathlib import Path
 
 import orjson
+import pyarrow as pa
 import pytest
 import requests
 import yaml
+from s3fs import S3FileSystem
 
 from jobs.checkout import packed
 from jobs.demo.local_cluster import LocalCluster, Offer
@@ -21,6 +23,7 @@ from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.execution.clusters.submission import Cluster, night_name
 from pipeline.storage.filesystem import Store
+from tests.labelled_sets import write_sets
 from tests.running import ROOT, Finished, ended, jobs, started, written_config
 from tests.terminal import CTRL_C, Terminal
 from tests.test_cluster import closed_port
@@ -182,6 +185,26 @@ def test_a_failed_run_passes_its_exit_code_on_and_may_be_submitted_again(cluster
     assert statuses["wrong.2"] in ("STOPPED", "FAILED")
 
 
+@pytest.mark.slow
+def test_an_evaluation_is_submitted_with_options_of_its_own_and_is_done_by_the_cluster(
+    cluster: LocalCluster, bucket: str, tmp_path: Path, reviews: pa.Table
+) -> None:
+    sets = write_sets(tmp_path / "sets", reviews)
+    S3FileSystem().put(str(sets / "Search"), f"{bucket}/sets/Search", recursive=True)
+    config = written_config(
+        tmp_path / "job.yaml",
+        source={"uri": f"s3://{bucket}/corpus/"},
+        recipe={"model": "hashing://64"},
+        output={"uri": f"s3://{bucket}/out/"},
+        evaluation={"uri": f"s3://{bucket}/lab/", "mirror": f"s3://{bucket}/sets/"},
+    )
+    done = submit(cluster, "evaluate", config, "--no-ship", "--json", "--", "--tasks", "Search:Retrieval")
+    assert done.code == 0, done.stderr[-3000:]
+    facts = done.report["report"]
+    assert (facts["encoded"], facts["scored"], list(facts["points"])) == (facts["texts"], 1, ["Search"])
+    assert done.report["output"] == f"s3://{bucket}/lab/"
+
+
 def test_a_cluster_that_is_down_is_told_in_seconds() -> None:
     url = f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(PipelineError, match=r"nobody answers at .*--address, or RAY_API_SERVER_ADDRESS"):
@@ -213,8 +236,9 @@ def test_the_config_of_a_submitted_run_is_the_one_given_but_for_the_clusters_add
         output={"uri": "s3://out/"},
         runtime={"ray_address": "head:6379", "encoders": 2},
     )
-    _, config, arguments = wanted(["nightly", path, "runtime.encoders=3", "--allow-deletes"])
-    assert arguments == ["nightly", "-", "--allow-deletes"]
+    asked = wanted(["nightly", path, "runtime.encoders=3"], ["--rollback", "3"])
+    config = asked.config
+    assert (asked.command, asked.options, asked.output) == ("nightly", ("--rollback", "3"), "s3://out/")
     (tmp_path / "remote.yaml").write_text(config_text(config), encoding="utf-8")
     remote = load_config(str(tmp_path / "remote.yaml"))
     assert (remote.source, remote.recipe, remote.output) == (config.source, config.recipe, config.output)
@@ -222,10 +246,28 @@ def test_the_config_of_a_submitted_run_is_the_one_given_but_for_the_clusters_add
     assert set(yaml.safe_load(config_text(config))["recipe"]) == {"model", "prompt"}
 
 
-def test_a_path_that_only_this_folder_knows_is_refused(tmp_path: Path) -> None:
-    sections = {"source": {"uri": "corpus/"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "s3://out/"}}
-    with pytest.raises(ConfigError, match=r"source\.uri\[0\] is 'corpus/'"):
-        wanted(["embed", written_config(tmp_path / "job.yaml", **sections)])
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("source.uri=corpus/", r"source\.uri\[0\] is 'corpus/'"),
+        ("recipe.model=pipeline", r"recipe\.model is 'pipeline'"),
+        ("gate.canary=canary.parquet", r"gate\.canary is 'canary\.parquet'"),
+        ("evaluation.mirror=sets", r"evaluation\.mirror is 'sets'"),
+    ],
+)
+def test_a_path_that_only_this_folder_knows_is_refused(tmp_path: Path, override: str, told: str) -> None:
+    sections = {"source": {"uri": "s3://corpus/"}, "recipe": {"model": "org/name"}, "output": {"uri": "s3://out/"}}
+    config = written_config(tmp_path / "job.yaml", **sections, evaluation={"uri": "s3://lab/"})
+    with pytest.raises(ConfigError, match=told):
+        wanted(["evaluate", config, override])
+
+
+def test_results_of_an_evaluation_are_not_those_of_its_output(tmp_path: Path) -> None:
+    sections = {"source": {"uri": "s3://corpus/"}, "recipe": {"model": "org/name"}, "output": {"uri": "s3://out/"}}
+    config = written_config(tmp_path / "job.yaml", **sections, evaluation={"uri": "s3://lab/"})
+    assert wanted(["evaluate", config, "evaluation.tasks=[STSB]"], ["--json"]).output == "s3://lab/"
+    with pytest.raises(ConfigError, match="train needs the section training"):
+        wanted(["train", config])
 
 
 @pytest.mark.parametrize("words", [[], ["embed"], ["status", "s3://out/"], ["submit", "job.yaml"]])
