@@ -26,17 +26,19 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     config = load_config(options.config, options.overrides)
     result = evaluate(config, settings_of(config, options), baseline_of(options.gate))
+    worse = ", ".join(
+        f"{drop.kind} by {drop.drop:.2f} (allowed {drop.allowed:g})" for drop in result["drops"] if not drop.is_within
+    )
+    refusal = f"the vectors are worse than the baseline {options.gate}: {worse} points" if worse else ""
     if options.json:
         import orjson
 
-        sys.stdout.write(orjson.dumps(result["facts"]).decode() + "\n")
-    else:
-        print(result["text"])
-    drops: list[KindDrop] = result["drops"]
-    worse = [drop for drop in drops if not drop.is_within]
-    if worse:
-        told = ", ".join(f"{drop.kind} by {drop.drop:.2f} (allowed {drop.allowed:g})" for drop in worse)
-        raise GateFailed(f"the vectors are worse than the baseline {options.gate}: {told} points")
+        failure = {"outcome": "failed", "error": refusal} if refusal else {}
+        sys.stdout.write(orjson.dumps(result["facts"] | failure).decode() + "\n")
+        return GateFailed.exit_code if refusal else 0
+    print(result["text"])
+    if refusal:
+        raise GateFailed(refusal)
     return 0
 
 
@@ -72,7 +74,14 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
     from pipeline.evaluation.collect import collect, embedding_config
     from pipeline.evaluation.gate import drops
     from pipeline.evaluation.page import evaluation_html, write_page
-    from pipeline.evaluation.report import baseline_points, points_of, read_card, write_canary, write_report
+    from pipeline.evaluation.report import (
+        baseline_points,
+        open_baseline,
+        points_of,
+        read_card,
+        write_canary,
+        write_report,
+    )
     from pipeline.evaluation.score import score
     from pipeline.evaluation.tasks import chosen_tasks
     from pipeline.execution.calibrating import calibrated
@@ -82,16 +91,17 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
 
     _hush()
     reference = read_card(settings.reference) if settings.reference else None
-    before = baseline_points(baseline) if baseline else None
+    other = open_baseline(baseline) if baseline else None
     store, tasks = Store(settings.uri), chosen_tasks(settings.tasks)
     collected = collect(store, tasks, mirror_of(settings))
+    before = baseline_points(other, collected.key) if other else None
     job = embedding_config(calibrated(config), settings, collected)
     report = worked(job)
     snapshot = open_snapshot(job.output.uri)
     with calling(config.runtime) as mapped:
         scored = score(store, collected, snapshot, _tell, mapped)
     comparison = write_report(store, collected, scored, snapshot, reference)
-    if scored.scored and config.recipe.compute == config.recipe.stored == "float32":
+    if config.recipe.compute == config.recipe.stored == "float32":
         write_canary(store, collected, scored, snapshot)
     found = drops(points_of(scored, collected), before, settings.max_drop) if before else []
     write_page(store, scored.name, evaluation_html(scored, snapshot, comparison, before, found))
@@ -100,6 +110,7 @@ def evaluate(config: JobConfig, settings: Evaluation, baseline: str | None) -> d
         "outcome": "evaluated",
         "texts": collected.texts,
         "encoded": report.embedded,
+        "vectors": job.output.uri,
         "snapshot": report.snapshot,
         "scored": scored.scored,
         "points": {task.name: points for task, points in scored.points.items()},

@@ -1,5 +1,6 @@
 """evaluate: the texts of tasks through the pipeline, scored by mteb from the Parts, and gated by a baseline."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.evaluation.mini_tasks import MINI_TASKS
 from pipeline.evaluation.model_index import parse_card
 from pipeline.evaluation.model_meta import meta_of
 from pipeline.evaluation.rehearsal import texts_of
+from pipeline.evaluation.report import baseline_points
 from pipeline.evaluation.search import top_documents
 from pipeline.evaluation.stored_encoder import StoredEncoder
 from pipeline.evaluation.stored_vectors import StoredVectors
@@ -65,7 +67,7 @@ class Evaluated:
 def run_evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     with without_ray():
         code = main(["evaluate", *arguments, "--json"])
-    return code, orjson.loads(capsys.readouterr().out.splitlines()[0])
+    return code, orjson.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +130,7 @@ def test_vectors_and_scores_are_those_of_sentence_transformers_and_mteb_alone(
         allowed = 0.1 if task.kind == "Clustering" else 0.01
         assert evaluated.facts["points"][task.name] == pytest.approx(expected, abs=allowed), task.name
     texts = collected.loaded(MINI_TASKS[1]).dataset["test"]["sentences"][0]
-    vectors = StoredVectors(open_snapshot(str(evaluated.folder / "vectors")))
+    vectors = StoredVectors(open_snapshot(evaluated.facts["vectors"]))
     found_ND = vectors.vectors(vectors.places(texts))
     np.testing.assert_allclose(found_ND, plain.encode([{"text": texts}]), atol=1e-5)
 
@@ -143,8 +145,7 @@ def test_a_second_evaluation_encodes_and_scores_nothing_and_says_the_same(
 
 
 def test_the_card_it_writes_has_the_metrics_of_each_kind_in_the_order_of_c_mteb(evaluated: Evaluated) -> None:
-    name = (evaluated.folder / "LATEST").read_text().strip()
-    folder = evaluated.folder / "reports" / name
+    folder = Path(evaluated.facts["folder"])
     card = parse_card((folder / "model_index.yaml").read_text(encoding="utf-8"), "model_index.yaml")
     assert parse_card((folder / "README.md").read_text(encoding="utf-8"), "README.md") == card
     found = card.metrics()
@@ -156,7 +157,7 @@ def test_the_card_it_writes_has_the_metrics_of_each_kind_in_the_order_of_c_mteb(
 
 
 def test_a_text_without_a_vector_is_an_error_and_is_never_encoded(evaluated: Evaluated) -> None:
-    vectors = StoredVectors(open_snapshot(str(evaluated.folder / "vectors")))
+    vectors = StoredVectors(open_snapshot(evaluated.facts["vectors"]))
     with pytest.raises(SourceError, match="1 of 2 texts have no vector"):
         vectors.places(["不在任何任务里的文本", vectors_text(evaluated)])
 
@@ -239,7 +240,7 @@ def with_vectors(vectors: StoredVectors, stored_ND: NDArray[np.float32]) -> Stor
 def test_rounding_moves_the_score_of_a_clustering_only_where_a_cluster_may_be_one_text(
     evaluated: Evaluated, collected: Collected
 ) -> None:
-    vectors = StoredVectors(open_snapshot(str(evaluated.folder / "vectors")))
+    vectors = StoredVectors(open_snapshot(evaluated.facts["vectors"]))
     exact_ND = vectors.vectors(np.arange(vectors.rows.num_rows))
 
     def scores(every: int, draws: int) -> list[float]:
@@ -255,7 +256,7 @@ def test_rounding_moves_the_score_of_a_clustering_only_where_a_cluster_may_be_on
 def test_int8_with_a_scale_per_row_passes_and_raw_codes_per_dimension_do_not(
     evaluated: Evaluated, collected: Collected
 ) -> None:
-    vectors = StoredVectors(open_snapshot(str(evaluated.folder / "vectors")))
+    vectors = StoredVectors(open_snapshot(evaluated.facts["vectors"]))
     exact_ND = vectors.vectors(np.arange(vectors.rows.num_rows))
     codes, scales = to_stored(exact_ND, "int8")
     codes_ND = codes.flatten().to_numpy().reshape(exact_ND.shape).astype(np.float32)
@@ -279,22 +280,23 @@ def test_a_gate_allows_each_kind_what_the_config_says_and_no_more() -> None:
     assert all(drop.is_within for drop in drops(ours, baseline, {"STS": 0.31}))
 
 
-def test_scores_of_other_data_are_no_baseline() -> None:
+def test_scores_of_other_data_are_no_baseline(evaluated: Evaluated) -> None:
     with pytest.raises(ConfigError, match="other tasks"):
-        drops({"data": "x", "points": {}}, {"data": "y", "points": {}}, {})
+        baseline_points(Store(str(evaluated.folder)), "0" * 32)
 
 
 def test_vectors_worse_than_the_baseline_end_with_exit_code_4(
     evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = (evaluated.folder / "LATEST").read_text().strip()
-    better = orjson.loads((evaluated.folder / "reports" / name / "scores.json").read_bytes())
+    for written in ("reports", "latest"):
+        shutil.copytree(evaluated.folder / written, tmp_path / written)
+    scores = tmp_path / "reports" / Path(evaluated.facts["folder"]).name / "scores.json"
+    better = orjson.loads(scores.read_bytes())
     better["points"]["STS"]["MiniNearness"] += 0.5
-    (tmp_path / "reports" / "x").mkdir(parents=True)
-    (tmp_path / "reports" / "x" / "scores.json").write_bytes(orjson.dumps(better))
-    (tmp_path / "LATEST").write_text("x\n")
+    scores.write_bytes(orjson.dumps(better))
     code, facts = run_evaluate(capsys, evaluated.config, "--gate", str(tmp_path))
-    assert code == 4
+    assert (code, facts["outcome"]) == (4, "failed")
+    assert "worse than the baseline" in facts["error"]
     assert [kind for kind, gate in facts["gate"].items() if not gate["passed"]] == ["STS"]
     assert run_evaluate(capsys, evaluated.config, "--gate", evaluated.config)[0] == 0
 

@@ -87,6 +87,7 @@ def test_two_mirrors_with_one_folder_name_have_scores_of_their_own(tmp_path: Pat
     assert points["a"]["STSB"] != points["b"]["STSB"]
     again = evaluated(tmp_path, str(tmp_path / "a" / "mirror"), "Halves:PairClassification", "STSB")
     assert again["points"] == points["a"]
+    assert (again["encoded"], again["scored"]) == (0, 0)
 
 
 def broken(mirror: Path, folder: Path, name: str, key: str, rename: Mapping[str, str]) -> str:
@@ -151,7 +152,7 @@ def test_a_retrieval_in_the_layout_that_cmteb_began_with_has_the_same_rows(mirro
     [
         ("AmazonReviewsClassification", "zh/train-00000-of-00001.parquet", "no split train, only test"),
         ("AmazonReviewsClassification", "zh/test-00000-of-00001.parquet", "no split test, only train"),
-        ("Search:Retrieval", "qrels/test-00000-of-00001.parquet", r"no default/test-\*.parquet among .*corpus/test"),
+        ("Search:Retrieval", "qrels/test-00000-of-00001.parquet", r"no qrels/test-\*.parquet among .*corpus/test"),
         ("Choice:Reranking", "corpus/test-00000-of-00001.parquet", r"no corpus/test-\*.parquet"),
     ],
 )

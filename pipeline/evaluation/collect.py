@@ -36,6 +36,11 @@ class Collected:
     def source_key(self) -> str:
         return f"texts/{self.key}.parquet"
 
+    @property
+    def vectors_key(self) -> str:
+        """Of an output for these tasks alone: the newest Snapshot of a common one would be of the last tasks."""
+        return f"vectors/{self.key[:12]}"
+
     def loaded(self, task: CardTask) -> Any:
         """Return a new mteb task with its data."""
         made = mteb_task(task)
@@ -87,7 +92,7 @@ def embedding_config(config: JobConfig, evaluation: Evaluation, collected: Colle
     store = Store(evaluation.uri)
     source = Source(uri=(store.uri_of(collected.source_key),), empty_text="embed")
     runtime = config.runtime.model_copy(update={"max_quarantined_fraction": 0.0, "look_for_repeats": False})
-    output = Output(uri=store.uri_of("vectors"))
+    output = Output(uri=store.uri_of(collected.vectors_key))
     return JobConfig(source=source, recipe=config.recipe, output=output, runtime=runtime, gate=config.gate)
 
 

@@ -20,9 +20,6 @@ from pipeline.storage.snapshots import Snapshot
 
 CANARY_TEXTS = 64
 
-LATEST = "LATEST"
-"""Key that names the newest report: where a gate finds its baseline."""
-
 
 def read_card(uri: str) -> Card:
     """Return the reference card at an address.
@@ -46,7 +43,10 @@ def points_of(scored: Scored, collected: Collected) -> dict[str, Any]:
 
 
 def write_canary(store: Store, collected: Collected, scored: Scored, snapshot: Snapshot) -> None:
-    """Write `reports/<name>/canary.parquet`: texts from all over the tasks with their vectors, for `gate.canary`."""
+    """Write `reports/<name>/canary.parquet`, unless it is there: texts of all tasks with vectors, for `gate.canary`."""
+    key = f"reports/{scored.name}/canary.parquet"
+    if store.stat(key) is not None:
+        return
     content = store.read(collected.source_key)
     texts = pq.read_table(pa.BufferReader(content))["text"]
     drawn = texts.take(pa.array(np.unique(np.linspace(0, len(texts) - 1, CANARY_TEXTS).astype(int))))
@@ -57,7 +57,7 @@ def write_canary(store: Store, collected: Collected, scored: Scored, snapshot: S
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    store.put(f"reports/{scored.name}/canary.parquet", sink.getvalue().to_pybytes())
+    store.put(key, sink.getvalue().to_pybytes())
 
 
 def write_report(
@@ -73,20 +73,42 @@ def write_report(
     if comparison:
         store.put(f"{folder}/comparison.md", page.encode())
     store.put(f"{folder}/README.md", f"---\n{index}---\n\n# {scored.card.model}\n\n{page}".encode())
-    store.put(LATEST, f"{scored.name}\n".encode())
+    store.put(_latest_key(collected.key), f"{scored.name}\n".encode())
     return comparison
 
 
-def baseline_points(uri: str) -> dict[str, Any]:
-    """Return the points of the newest report of another evaluation.
+def open_baseline(uri: str) -> Store:
+    """Return the folder of another evaluation.
 
     Raises:
-        ConfigError: none was written there.
+        ConfigError: no report was written there.
     """
     store = Store(uri)
-    name = store.read(LATEST)
+    if not store.folders("reports"):
+        raise ConfigError(f"--gate: {uri} holds no evaluation; run `evaluate` on the baseline's config first")
+    return store
+
+
+def baseline_points(store: Store, data: str) -> dict[str, Any]:
+    """Return the points of the newest report on this data in another evaluation's folder.
+
+    Args:
+        data: `Collected.key`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = store.read(_latest_key(data))
     content = store.read(f"reports/{name.decode().strip()}/scores.json") if name else None
     if content is None:
-        raise ConfigError(f"--gate: {uri} holds no evaluation; run `evaluate` on the baseline's config first")
+        raise ConfigError(
+            f"--gate: {store.uri} was scored on other tasks, on other data or by another version of mteb; run "
+            "`evaluate` on the baseline's config with these tasks first"
+        )
     points: dict[str, Any] = orjson.loads(content)
     return points
+
+
+def _latest_key(data: str) -> str:
+    """Return the key that names the newest report on this data."""
+    return f"latest/{data[:12]}"
