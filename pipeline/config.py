@@ -331,8 +331,9 @@ class Gate(Section):
     canary: Uri
     """Parquet file with `text` and `embedding`: texts with the float32 vectors they should have, as `evaluate` leaves
     it. Every encoder encodes them when it starts; if one gives others, nothing is published (exit code 4)."""
-    min_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.998
-    """Least cosine of a text's vector to its reference."""
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Least cosine of a text's vector to its reference; null = what `recipe.compute` keeps: 0.99999 in float32, 0.998
+    in bfloat16 and float16, 0.985 in int8. So a recipe in float32 is not computed in another number type."""
     min_neighbours_kept: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least share of the five nearest texts of each, by the references, that are its nearest by the vectors."""
     min_order_kept: Annotated[float, Field(ge=0, le=1)] = 0.9

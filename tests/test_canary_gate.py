@@ -11,12 +11,18 @@ from numpy.typing import NDArray
 
 from jobs.__main__ import main
 from pipeline.arrow import fixed_size_list
+from pipeline.encoder.canary import Bounds
 from pipeline.encoder.hashing import HashingEncoder
+from pipeline.encoder.packed import encode_packed
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.errors import ConfigError, GateFailed
 from pipeline.execution import run as execution
+from pipeline.execution.canary_gate import MIN_COSINE, Canary, check_encoder
+from pipeline.records import TokenBatch
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot
 from tests import without_ray
+from tests.benchmarks.random_model import Shape, make_model
 from tests.running import written_config
 from tests.without_ray import run_in_process
 
@@ -81,6 +87,26 @@ def test_an_encoder_that_has_drifted_writes_nothing_and_ends_with_exit_code_4(
     assert "does not give the vectors of gate.canary: cosine to the reference" in said
     assert not any(text in said for text in TEXTS)
     assert [key for key in Store(str(other)).files("") if key.startswith("snapshots/")] == []
+
+
+def test_a_recipe_in_float32_is_not_computed_in_bfloat16(tmp_path: Path) -> None:
+    shape = Shape(layers=2, hidden=64, heads=2, inner=128, dimensions=32, vocabulary=200, max_tokens=32)
+    model = str(make_model(tmp_path / "model", shape))
+    reference, drifted = (
+        SentenceTransformerEncoder(model, compute, device="cpu") for compute in ("float32", "bfloat16")
+    )
+    lengths_N = np.arange(2, 22)
+    tokens = TokenBatch(
+        np.random.default_rng(0).integers(4, 200, lengths_N.sum(), np.int32), np.append(0, lengths_N.cumsum())
+    )
+    references_ND = encode_packed(reference, tokens, 1024).vectors_ND
+    in_float32, in_bfloat16 = (
+        Canary(tokens, references_ND, Bounds(MIN_COSINE[compute])) for compute in ("float32", "bfloat16")
+    )
+    check_encoder(in_float32, reference, 1024, None)
+    check_encoder(in_bfloat16, drifted, 1024, None)
+    with pytest.raises(GateFailed, match=r"cosine to the reference .* at least 0\.999990 expected"):
+        check_encoder(in_float32, drifted, 1024, None)
 
 
 def test_references_of_fewer_numbers_than_the_vectors_are_refused(config: str, tmp_path: Path) -> None:

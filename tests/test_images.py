@@ -61,6 +61,28 @@ def test_every_installation_is_held_to_the_versions_that_were_tried_together() -
     assert all("-c docker/constraints.txt" in line or "--no-deps" in line for line in installs)
 
 
+def test_the_steps_that_lay_the_code_into_an_image_give_a_package_that_runs_alone(tmp_path: Path) -> None:
+    source, code = tmp_path / "src", tmp_path / "code"
+    (source / "docker").mkdir(parents=True)
+    for step, words in re.findall(r"^(COPY|RUN) (.*)$", stages()["dependencies"] + stages()["code"], re.MULTILINE):
+        if step == "COPY":
+            for name in words.split()[:-1]:
+                subprocess.run(["cp", "-rT", ROOT / name, source / name], check=True)
+        elif "venv" not in words:  # that of the tests stands for it
+            command = words.replace("/opt/code", str(code)).replace("pip ", f"{sys.executable} -m pip -q ", 1)
+            subprocess.run(["bash", "-c", command], cwd=source, check=True)
+
+    def alone(*arguments: str) -> str:
+        environment = {"PYTHONPATH": str(code)}
+        return subprocess.check_output([sys.executable, *arguments], cwd=tmp_path, env=environment, text=True)
+
+    assert alone("-c", "import pipeline, jobs; print(pipeline.__file__, jobs.__file__)").count(str(code)) == 2
+    assert alone("-m", "jobs", "--version")
+    pages = {path.relative_to(ROOT) for path in (ROOT / "pipeline").rglob("*.jinja")}
+    assert pages
+    assert all((code / page).is_file() for page in pages)
+
+
 def test_what_is_copied_is_let_through_and_nothing_else_is() -> None:
     copied = {
         name for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]

@@ -58,7 +58,7 @@ def stage_settings(
         model_dimension=description.dimension,
         event_time=planned_at,
         known=plan.known,
-        canary=load_canary(config.gate, tokenizer) if config.gate else canary_of(plan.model),
+        canary=load_canary(config.gate, tokenizer, config.recipe.compute) if config.gate else canary_of(plan.model),
     )
 
 
