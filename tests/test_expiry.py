@@ -17,10 +17,12 @@ from pipeline.execution import run as execution
 from pipeline.execution.planning.plan import Plan, make_plan
 from pipeline.execution.verification.verify import verify
 from pipeline.storage import expiry as expiring
+from pipeline.storage import rollback
 from pipeline.storage.claim import Claim
 from pipeline.storage.expiry import Expiry, expire, find_removals, sweep
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import condemn_run
+from pipeline.storage.rollback import roll_back
 from pipeline.storage.snapshots import load_snapshot, publish_snapshot, snapshot_numbers, withdraw_snapshot
 from tests import inline
 from tests.inline import FRAIL, run_inline
@@ -172,7 +174,37 @@ def test_an_expiry_that_slept_takes_nothing_from_a_run_that_went_on_meanwhile(tm
         run_inline(config, dies_after_blocks=2)
     seen_before_sleep = find_removals(local, 1, math.inf, with_leftovers=True)
     assert run_inline(config).reused > 0
-    sweep(local, seen_before_sleep.removals)
+    sweep(local, seen_before_sleep)
+    assert verify(open_snapshot(local.uri)).is_sound
+
+
+def test_an_expiry_that_slept_takes_nothing_from_a_rollback_meanwhile(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=3, carry="reference")
+    rows = open_snapshot(local.uri, 2).to_table()
+    seen_before_sleep = find_removals(local, 1, math.inf, with_leftovers=True)
+    roll_back(local, 2)
+    with pytest.raises(SnapshotConflict, match="a rollback goes back to snapshot 2"):
+        sweep(local, seen_before_sleep)
+    assert verify(open_snapshot(local.uri)).is_sound
+    assert removed(swept(local, keep=1))[0] == "snapshot 3"
+    assert open_snapshot(local.uri).to_table().equals(rows)
+
+
+def test_a_rollback_to_what_expires_meanwhile_publishes_nothing_and_leaves_nothing(
+    tmp_path: Path, local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(tmp_path / "corpus", local, days=3)
+
+    def claimed(*arguments: Any) -> Claim:
+        sweep(local, find_removals(local, 1, math.inf, with_leftovers=False))
+        return Claim(*arguments)
+
+    monkeypatch.setattr(rollback, "Claim", claimed)
+    with pytest.raises(SnapshotConflict, match="snapshot 2 has expired meanwhile"):
+        roll_back(local, 2)
+    assert snapshot_numbers(local) == [3]
+    swept(local, keep=1)
+    assert not [key for key in local.files("_meta/claims") if "back-to" in key]
     assert verify(open_snapshot(local.uri)).is_sound
 
 
@@ -315,6 +347,17 @@ def test_an_expiry_that_dies_leaves_every_snapshot_whole_and_the_next_one_finish
     assert parts_of(local) == {f"snapshots/{newest.record.folder}/{path}" for path in newest.parts["path"].to_pylist()}
     assert local.folders("_meta/runs") == [newest.record.run_key]
     assert local.folders("snapshots") == [newest.record.folder]
+
+
+def test_a_snapshot_whose_parts_others_refer_to_keeps_them_until_these_are_withdrawn_too(
+    tmp_path: Path, local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(tmp_path / "corpus", local, days=3, carry="reference")
+    monkeypatch.setattr(expiring, "withdraw_snapshot", dying_after(withdraw_snapshot, 1))
+    with pytest.raises(Killed):
+        swept(local, keep=1)
+    assert snapshot_numbers(local) == [2, 3]
+    assert verify(open_snapshot(local.uri, 2)).is_sound
 
 
 def test_the_command_says_what_goes_and_keeps_what_the_config_says(tmp_path: Path, local: Store) -> None:

@@ -15,6 +15,7 @@ from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Stat, Store
 from pipeline.storage.journal import condemn_run
 from pipeline.storage.parquet import part_key
+from pipeline.storage.rollback import ROLLBACK_FILE, wanted_back
 from pipeline.storage.snapshots import load_snapshot, snapshot_key, snapshot_numbers, withdraw_snapshot
 
 REMOVERS = 16
@@ -31,6 +32,8 @@ CHANGES_FILE = re.compile(r"(?:_meta/)?changes/(\d{8})[-.]")
 CALIBRATION_FILE = re.compile(r"_meta/calibrations/([0-9a-f]{32})/")
 CALIBRATION_OF_RECIPE = re.compile(r"_meta/calibrations/[0-9a-f]{32}\.json")
 """Says which calibration a recipe has, as `identity`; it goes first, or a run would look for files that are gone."""
+FIRST = (CALIBRATION_OF_RECIPE, ROLLBACK_FILE)
+"""What leads to other files."""
 TEMPORARY_FILE = re.compile(r"_meta/(?:tmp|probe|estimates)/")
 """Of a writer that died; of a plan, which stands in the report of its run."""
 
@@ -91,7 +94,7 @@ def expire(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expi
         is_dry_run: only say what would go.
 
     Raises:
-        SnapshotConflict: another run has published meanwhile.
+        SnapshotConflict: another run has published meanwhile, or a rollback has begun.
         StorageError: a kept Snapshot cannot be read (then nothing was removed), or a file cannot be removed.
     """
     store.check_reachable()
@@ -102,13 +105,13 @@ def expire(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expi
         claim = Claim(store, newest + 1)
     except SnapshotConflict:
         expiry = find_removals(store, keep, older_than, with_leftovers=False)
-        sweep(store, expiry.removals)
+        sweep(store, expiry)
         return expiry
     with claim:
         if (snapshot_numbers(store) or [0])[-1] != newest:
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; run again")
         expiry = find_removals(store, keep, older_than, with_leftovers=True)
-        sweep(store, expiry.removals)
+        sweep(store, expiry)
         for top in ("snapshots", "quarantine", "changes", "_meta/runs", "_meta/claims", "_meta/calibrations"):
             store.remove_empty_folders(top)
     return expiry
@@ -176,7 +179,11 @@ def _groups(keys: Iterable[str], newest: int) -> dict[str, list[str]]:
             groups[f"changes {int(match[1])}"].append(key)
         elif match := CALIBRATION_FILE.match(key):
             groups[f"calibration {match[1]}"].append(key)
-        elif TEMPORARY_FILE.match(key) or ((match := TABLE.match(key)) and int(match[1]) <= newest):
+        elif (
+            TEMPORARY_FILE.match(key)
+            or ROLLBACK_FILE.match(key)
+            or ((match := TABLE.match(key)) and int(match[1]) <= newest)
+        ):
             groups[key].append(key)
     return groups
 
@@ -189,7 +196,7 @@ def _removal(
     dead_run: str | None = None,
 ) -> Removal:
     present = [key for key in keys if key in found]
-    goes_first = [key.startswith("_meta/runs/") or CALIBRATION_OF_RECIPE.fullmatch(key) for key in present]
+    goes_first = [key.startswith("_meta/runs/") or any(name.match(key) for name in FIRST) for key in present]
     first = sorted(itertools.compress(present, goes_first), reverse=True)
     first.sort(key=lambda key: key.endswith("/plan.parquet"))
     rest = [key for key in present if key not in set(first)]
@@ -197,20 +204,30 @@ def _removal(
     return Removal(name, snapshot, dead_run, tuple(first), tuple(rest), size_bytes)
 
 
-def sweep(store: Store, removals: Iterable[Removal]) -> None:
-    """Remove the files, the oldest Snapshot first.
+def sweep(store: Store, expiry: Expiry) -> None:
+    """Remove the files of an Expiry.
 
     A Journal goes before its Snapshot is withdrawn, or a plan would take its receipts for those of an unfinished run;
-    and from its end. Parts go last, when nobody names them. A dead run that a driver has taken up meanwhile stays.
+    and from its end. Parts go when all Snapshots are withdrawn that may name them, the oldest Snapshot's first. A dead
+    run that a driver has taken up meanwhile stays.
+
+    Raises:
+        SnapshotConflict: a rollback goes back to one of the Snapshots meanwhile; the Parts stay.
     """
+    withdrawn: list[Removal] = []
+    for removal in expiry.removals:
+        if removal.dead_run is not None:
+            condemn_run(store, removal.dead_run)
+            if store.files(f"_meta/runs/{removal.dead_run}").keys() - set(removal.first):
+                continue
+        for key in removal.first:
+            store.delete(key)
+        if removal.snapshot is not None:
+            withdraw_snapshot(store, removal.snapshot)
+        withdrawn.append(removal)
+    numbers = {removal.snapshot for removal in withdrawn if removal.snapshot is not None}
+    if numbers and (wanted := numbers & wanted_back(store, expiry.kept[-1])):
+        raise SnapshotConflict(f"{store.uri}: a rollback goes back to snapshot {max(wanted)} meanwhile; run again")
     with ThreadPoolExecutor(REMOVERS) as pool:
-        for removal in removals:
-            if removal.dead_run is not None:
-                condemn_run(store, removal.dead_run)
-                if store.files(f"_meta/runs/{removal.dead_run}").keys() - set(removal.first):
-                    continue
-            for key in removal.first:
-                store.delete(key)
-            if removal.snapshot is not None:
-                withdraw_snapshot(store, removal.snapshot)
+        for removal in withdrawn:
             list(pool.map(store.delete, removal.rest))

@@ -1,5 +1,6 @@
 """Rollback: an older Snapshot published anew under the next number, by naming its Parts where they lie."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,19 @@ from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import part_key
 from pipeline.storage.snapshots import Snapshot, files_of, load_snapshot, publish_snapshot, snapshot_numbers
+
+ROLLBACK_FILE = re.compile(r"_meta/claims/(\d{8})/[0-9a-f]{32}\.back-to-(\d{8})")
+"""Says which Snapshot is to be published again, and under which number."""
+
+
+def wanted_back(store: Store, newest: int) -> set[int]:
+    """Return the Snapshots that rollbacks have begun to publish again, under numbers beyond the newest.
+
+    Who goes back to a Snapshot writes that and then looks whether it is withdrawn; who removes one withdraws it and
+    then looks whether that is written. So at least one of them sees the other, however long either stands still.
+    """
+    found = (ROLLBACK_FILE.fullmatch(key) for key in store.files("_meta/claims"))
+    return {int(match[2]) for match in found if match and int(match[1]) > newest}
 
 
 def roll_back(store: Store, number: int) -> Snapshot:
@@ -25,7 +39,7 @@ def roll_back(store: Store, number: int) -> Snapshot:
 
     Raises:
         ConfigError: there is no such Snapshot.
-        SnapshotConflict: a run holds the output, or has published meanwhile.
+        SnapshotConflict: a run holds the output or has published meanwhile, or the Snapshot has expired.
         StorageError: a Part of it is missing or of another size.
     """
     store.check_reachable()
@@ -39,8 +53,12 @@ def roll_back(store: Store, number: int) -> Snapshot:
     if newest.parts.equals(old.parts) and newest.shards.equals(old.shards):
         return newest
     with Claim(store, newest.number + 1) as claim:
-        if snapshot_numbers(store)[-1] != newest.number:
+        store.put(f"{claim.folder}/{claim.driver}.back-to-{number:08d}", b"")
+        numbers = snapshot_numbers(store)
+        if numbers[-1] != newest.number:
             raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; look, and roll back again")
+        if number not in numbers:
+            raise SnapshotConflict(f"{store.uri}: snapshot {number} has expired meanwhile; go back to a newer one")
         parts = old.placed_parts()
         _check_parts(store, old, parts)
         record = replace(

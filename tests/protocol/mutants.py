@@ -14,7 +14,7 @@ from pipeline.execution import publish, stages
 from pipeline.execution.proof.reconcile import reconcile
 from pipeline.records import BlockReceipt, Shard
 from pipeline.storage import expiry
-from pipeline.storage.expiry import Removal
+from pipeline.storage.expiry import Expiry
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import PartName
 from pipeline.storage.snapshots import snapshot_key, withdraw_snapshot
@@ -84,8 +84,8 @@ def numbered_next_free() -> list[AbstractContextManager[Any]]:
 def expiring_parts_first() -> list[AbstractContextManager[Any]]:
     """Let an expiry remove Parts while their Snapshot is still published."""
 
-    def sweep(store: Store, removals: Sequence[Removal]) -> None:
-        for removal in removals:
+    def sweep(store: Store, found: Expiry) -> None:
+        for removal in found.removals:
             for key in (*removal.first, *removal.rest):
                 store.delete(key)
             if removal.snapshot is not None:
