@@ -1,14 +1,18 @@
-"""GPUs of a cluster are shared, beside enough cores, a sick one is left out without its node; and tasks search."""
+"""GPUs of a cluster are shared, beside enough cores, a sick one is left out without its node; tasks search and join."""
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.data
 
+from pipeline import as_of_join
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.evaluation.rehearsal import text_table
@@ -24,6 +28,8 @@ from pipeline.optional import library
 from tests.running import written_config
 from tests.searching import found_by
 from tests.test_batching import tokens_of
+from tests.test_feature_readers import example, names_after
+from tests.test_feature_table import Job, reviews
 from tests.without_ray import published_in_process
 
 
@@ -144,6 +150,19 @@ def test_tasks_of_a_cluster_find_the_same_bits_as_a_search_here(
     assert [len(found) for found in expected.values()] == [100] * 600
     with calling(Runtime()) as mapped:
         assert mapped is map
+
+
+def test_training_rows_are_joined_block_by_block_as_the_readme_says(two_gpus: None, tmp_path: Path) -> None:
+    job = Job(tmp_path, reviews(), entity="user", event_time="day")
+    job.embed()
+    table = job.features().table
+    rows = {"user": ["ann", "bob", "ann"], "event_timestamp": [datetime(2026, 1, day, tzinfo=UTC) for day in (2, 2, 9)]}
+    asked = pa.table(rows | {"label": [0, 1, 2]})
+    names = {"uri": table.store.uri, "training_rows": ray.data.from_arrow([asked.slice(0, 1), asked.slice(1)])}
+    joined = names_after(example("# more training rows"), names)["joined"]
+    expected = as_of_join(asked, table.dataset(), ["user"], timedelta(days=30))
+    assert joined.sort("label").take_all() == expected.to_pylist()
+    assert [row["embedding"] is None for row in expected.to_pylist()] == [False, True, False]
 
 
 def test_an_error_in_a_task_is_the_one_that_was_raised(two_gpus: None) -> None:
