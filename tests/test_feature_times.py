@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.execution.feature_tables.feature_documents import event_times
 from pipeline.features.asof import as_of_join
-from tests.test_feature_table import Job, embeddings_of
+from tests.test_feature_table import Job, embeddings_of, vectors_by_id
 
 US = pa.timestamp("us", tz="UTC")
 
@@ -61,3 +61,38 @@ def test_a_time_of_day_is_taken_as_it_is() -> None:
     texts = pa.chunked_array([pa.array(["2026-01-31", "2026-01-31T00:00:00", None, "2026-01-31 20:00"])])
     hours = [time and time.hour for time in event_times(texts, "day").to_pylist()]
     assert hours == [23, 0, None, 20]
+
+
+def test_a_text_that_another_id_had_before_is_not_known_of_this_one_until_it_has_it(tmp_path: Path) -> None:
+    job = Job(tmp_path, pa.table({"id": [1, 2], "text": ["A", "B"]}))
+    job.embed()
+    first = now()
+    pq.write_table(pa.table({"id": [1, 2], "text": ["A", "A"]}), job.file)
+    rows = job.embed().to_table().sort_by("id")
+    assert rows["created_timestamp"][1].as_py() < first, "the vector was computed for id 1"
+    of_a = embeddings_of(rows)[1]
+    before, after = known_at(job, 2, first, now())
+    assert before is None
+    np.testing.assert_array_equal(after, of_a)
+    np.testing.assert_array_equal(known_at(job, 1, first)[0], of_a)
+
+
+def test_over_many_nights_no_training_row_is_given_a_text_its_id_did_not_have_yet(tmp_path: Path) -> None:
+    random, ids = np.random.default_rng(3), list(range(12))
+    job = Job(tmp_path, pa.table({"id": ids, "text": ["none"] * 12}))
+    nights, ends = [["none"] * 12], []
+    for _ in range(5):
+        job.embed()
+        ends.append(now())
+        moved = [(text, f"text {random.integers(3)}")[random.random() < 0.3] for text in nights[-1]]
+        nights.append(moved)
+        order = pa.array(random.permutation(12))
+        pq.write_table(pa.table({"id": ids, "text": moved}).take(order), job.file)
+    vectors = vectors_by_id(job.embed())
+    given = {id: known_at(job, id, *ends) for id in ids}
+    assert all(
+        vector is None or (np.array_equal(vector, vectors[id]) and nights[night][id] == nights[-1][id])
+        for id in ids
+        for night, vector in enumerate(given[id])
+    )
+    assert sum(vector is not None for id in ids for vector in given[id]) > 0

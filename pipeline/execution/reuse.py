@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
@@ -61,20 +62,22 @@ def stored_columns(settings: StageSettings) -> list[str]:
     return [name for name in names if name in settings.part_schema.names]
 
 
-def find_known(hashes: pa.Array, is_sent_N: NDArray[np.bool_], settings: StageSettings) -> Found:
+def find_known(hashes: pa.Array, ids: pa.Array, is_sent_N: NDArray[np.bool_], settings: StageSettings) -> Found:
     """Look N texts up in the Snapshot before.
 
     Args:
         hashes: of the texts as sent to the model.
+        ids: of their documents.
         is_sent_N: which are sent at all; others are never known.
     """
     fate_N = np.zeros(len(hashes), np.int8)
     known = _opened(settings.known, tuple(stored_columns(settings))) if settings.known else None
     if known is None:
-        return Found(fate_N, pa.table({}))
-    found = known.look_up(hashes.filter(pa.array(is_sent_N)))
+        return Found(fate_N, pa.table({}), np.zeros(0, np.bool_))
+    is_sent = pa.array(is_sent_N)
+    found = known.look_up(hashes.filter(is_sent), ids.filter(is_sent))
     fate_N[is_sent_N] = found.fate_N
-    return Found(fate_N, found.stored)
+    return replace(found, fate_N=fate_N)
 
 
 def is_known(hashes: pa.Array, settings: StageSettings) -> NDArray[np.bool_]:
@@ -95,14 +98,20 @@ def _opened(index: IndexReference, columns: tuple[str, ...]) -> KnownVectors | N
 
 
 def with_stored(documents: pa.Table, found: Found, settings: StageSettings) -> pa.Table:
-    """Return N documents with the columns FATE and STORED, the latter only where any text may be known."""
+    """Return N documents with the columns FATE and STORED, the latter only where any text may be known.
+
+    The event time that is stored holds for the id it is stored under. To another one the text is new in this run, or
+    features of that id would be joined to what happened before it had this text.
+    """
     documents = documents.append_column(FATE, pa.array(found.fate_N))
     if settings.known is None:
         return documents
     fields = [settings.part_schema.field(name) for name in stored_columns(settings) if name not in NOT_TAKEN]
     values = pa.array([], pa.struct(fields))
     if found.stored.num_rows:
-        columns = [one_array(found.stored[field.name]).cast(field.type) for field in fields]
+        stored = {name: one_array(found.stored[name]) for name in found.stored.column_names}
+        stored["event_timestamp"] = pc.if_else(found.is_own_K, stored["event_timestamp"], settings.event_time)
+        columns = [stored[field.name].cast(field.type) for field in fields]
         values = pa.StructArray.from_arrays(columns, fields=fields)
     offsets_N1 = np.concatenate(([0], np.cumsum(found.fate_N == Fate.KNOWN)))
     return documents.append_column(STORED, pa.ListArray.from_arrays(pa.array(offsets_N1, pa.int32()), values))

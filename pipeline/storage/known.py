@@ -22,6 +22,9 @@ MANY_BYTES, FEW_ROWS = 4 * 2**30, 1 / 64
 """A look-up reads so much of Parts in any case, beginning with those that hold most of its rows; a further one only if
 it wants such a share of its rows. To read a Part of 16,384 vectors for one of them costs more than to encode a text."""
 
+OF_A_TEXT = ("text_hash", "id")
+"""Columns by which a row is known again."""
+
 
 class Fate(IntEnum):
     """What came of looking a text up."""
@@ -42,7 +45,9 @@ class Found:
     fate_N: NDArray[np.int8]
     """`Fate` of each."""
     stored: pa.Table
-    """The known ones, in their order: `text_hash` and the columns asked for; without columns if there are none."""
+    """The known ones, in their order: `text_hash`, `id` and the columns asked for; without columns if none is known."""
+    is_own_K: NDArray[np.bool_]
+    """Which of the known ones are stored under the id that has asked for them."""
 
 
 class KnownVectors:
@@ -56,17 +61,18 @@ class KnownVectors:
 
     def __init__(self, store: Store, index: TextIndex, columns: tuple[str, ...]) -> None:
         self.store, self.index = store, index
-        self.columns = [name for name in columns if name != "text_hash"]
+        self.columns = [name for name in columns if name not in OF_A_TEXT]
         self._cached: OrderedDict[int, pa.Table] = OrderedDict()
         self._unreadable: set[int] = set()
 
-    def look_up(self, hashes: pa.Array) -> Found:
+    def look_up(self, hashes: pa.Array, ids: pa.Array) -> Found:
         """Return what is known of the texts with these hashes; memory is that of the result, a Part and the cache.
 
         Args:
             hashes: N × fixed_size_binary(16).
+            ids: of N documents; of equal texts in a Part the one that has the same id is taken.
         """
-        places_N = self.index.find(hashes)
+        places_N, texts = self.index.find(hashes), _texts(ids)
         rows_K = np.flatnonzero(places_N >= 0)
         part_K, place_K = part_and_row(places_N[rows_K])
         order_K = np.lexsort((place_K, part_K))
@@ -85,11 +91,15 @@ class KnownVectors:
             fate_N[rows_K[here]] = Fate.UNREADABLE
             table = self._part(part)
             if table is not None:
-                found, is_same = _taken(table, place_K[here], hashes.take(pa.array(rows_K[here])))
+                asked = pa.array(rows_K[here])
+                found, is_same = _taken(table, place_K[here], hashes.take(asked), texts.take(asked))
                 tables.append(found)
                 rows.append(rows_K[here][is_same])
                 fate_N[rows[-1]] = Fate.KNOWN
-        return Found(fate_N, _in_order(tables, rows))
+        if not tables:
+            return Found(fate_N, pa.table({}), np.zeros(0, np.bool_))
+        stored = _in_order(tables, rows)
+        return Found(fate_N, stored, _equal(_texts(stored["id"]), texts.filter(pa.array(fate_N == Fate.KNOWN))))
 
     def _part(self, part: int) -> pa.Table | None:
         """Return the columns of a Part, None if they cannot be read; that is not tried twice."""
@@ -99,7 +109,7 @@ class KnownVectors:
             self._cached.move_to_end(part)
             return self._cached[part]
         try:
-            table = read_columns(self.store, self.index.keys[part], ["text_hash", *self.columns])
+            table = read_columns(self.store, self.index.keys[part], [*OF_A_TEXT, *self.columns])
         except StorageError:
             self._unreadable.add(part)
             return None
@@ -109,19 +119,39 @@ class KnownVectors:
         return table
 
 
-def _taken(table: pa.Table, place_K: NDArray[np.int64], hashes: pa.Array) -> tuple[pa.Table, NDArray[np.bool_]]:
-    """Return the rows at these places that are indeed of these hashes, and which those are."""
-    is_same_K = place_K < table.num_rows
-    found = table.take(pa.array(place_K[is_same_K]))
-    is_same = pc.equal(one_array(found["text_hash"]), hashes.filter(pa.array(is_same_K)))
-    is_same_K[is_same_K] = is_same.to_numpy(zero_copy_only=False)
-    return (found if pc.all(is_same).as_py() else found.filter(is_same)), is_same_K
+def _taken(
+    table: pa.Table, place_K: NDArray[np.int64], hashes: pa.Array, ids: pa.Array
+) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Return the rows at these places that are indeed of these hashes, and which those are.
+
+    A row of the same hash and the same id that stands elsewhere in the Part is taken instead.
+    """
+    if not table.num_rows:
+        return table, np.zeros(len(place_K), np.bool_)
+    place_K = np.minimum(place_K, table.num_rows - 1)
+    if not _equal(_texts(table["id"]).take(pa.array(place_K)), ids).all():
+        own = pc.index_in(_named(hashes, ids), value_set=_named(one_array(table["text_hash"]), _texts(table["id"])))
+        place_K = pc.coalesce(own.cast(pa.int64()), pa.array(place_K)).to_numpy()
+    found = table.take(pa.array(place_K))
+    is_same_K = _equal(one_array(found["text_hash"]), hashes)
+    return (found if is_same_K.all() else found.filter(pa.array(is_same_K))), is_same_K
+
+
+def _texts(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return one_array(ids).cast(pa.string())
+
+
+def _named(hashes: pa.Array, ids: pa.Array) -> pa.Array:
+    """Return one value for each pair of a hash and an id."""
+    return pc.binary_join_element_wise(hashes.cast(pa.binary()), ids.cast(pa.binary()), b"")
+
+
+def _equal(some: pa.Array, others: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(pc.equal(some, others).to_numpy(zero_copy_only=False), np.bool_)
 
 
 def _in_order(tables: list[pa.Table], rows: list[NDArray[np.int64]]) -> pa.Table:
-    """Return the tables as one, ordered by the rows they are for."""
-    if not tables:
-        return pa.table({})
+    """Return the tables, at least one, as one that is ordered by the rows they are for."""
     order = np.argsort(np.concatenate(rows), kind="stable")
     table = pa.concat_tables(tables)
     return table if (order[1:] > order[:-1]).all() else table.combine_chunks().take(pa.array(order))
