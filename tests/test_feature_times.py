@@ -96,3 +96,13 @@ def test_over_many_nights_no_training_row_is_given_a_text_its_id_did_not_have_ye
         for night, vector in enumerate(given[id])
     )
     assert sum(vector is not None for id in ids for vector in given[id]) > 0
+
+
+def test_a_corpus_written_anew_under_another_name_keeps_every_time_whoever_else_has_its_texts(tmp_path: Path) -> None:
+    table = pa.table({"id": list(range(18)), "text": [f"text {n % 2}" if n % 3 else f"own {n}" for n in range(18)]})
+    job = Job(tmp_path, table)
+    before = job.embed().to_table().sort_by("id")
+    job.file.rename(job.file.with_name("b.parquet"))
+    after = job.embed()
+    assert after.parts.num_rows == 6, "each text but one's own stands in several Parts"
+    assert after.to_table().sort_by("id") == before

@@ -72,13 +72,10 @@ class KnownVectors:
             hashes: N × fixed_size_binary(16).
             ids: of N documents; of equal texts in a Part the one that has the same id is taken.
         """
-        places_N, texts = self.index.find(hashes), _texts(ids)
-        rows_K = np.flatnonzero(places_N >= 0)
-        part_K, place_K = part_and_row(places_N[rows_K])
-        order_K = np.lexsort((place_K, part_K))
-        rows_K, part_K, place_K = rows_K[order_K], part_K[order_K], place_K[order_K]
+        texts = _texts(ids)
+        rows_K, part_K, place_K = _in_few_parts(*self.index.find_all(hashes))
         parts, starts, counts = np.unique(part_K, return_index=True, return_counts=True)
-        fate_N = np.zeros(len(places_N), np.int8)
+        fate_N = np.zeros(len(hashes), np.int8)
         tables, rows = [], []
         cold_bytes = 0
         for nth in np.argsort(-counts, kind="stable").tolist():
@@ -117,6 +114,23 @@ class KnownVectors:
         while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > CACHE_BYTES:
             self._cached.popitem(last=False)
         return table
+
+
+def _in_few_parts(
+    row_C: NDArray[np.int64], places_C: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return one place for each row that has any, as row, Part and place in it, ordered by Part and place.
+
+    Of several it is that in the Part which holds most of the rows: fewer Parts are read then, and where a corpus is
+    written anew in its old order, that Part is the one in which the ids of these rows stood.
+    """
+    part_C, place_C = part_and_row(places_C)
+    _, nth_C, rows_P = np.unique(part_C, return_inverse=True, return_counts=True)
+    order_C = np.lexsort((place_C, part_C, -rows_P[nth_C], row_C))
+    _, first_K = np.unique(row_C[order_C], return_index=True)
+    chosen_K = order_C[first_K]
+    chosen_K = chosen_K[np.lexsort((place_C[chosen_K], part_C[chosen_K]))]
+    return row_C[chosen_K], part_C[chosen_K], place_C[chosen_K]
 
 
 def _taken(

@@ -19,6 +19,9 @@ from pipeline.storage.uniqueness import ROW_BITS
 
 FACTS = "index.json"
 
+MANY_PLACES = 64
+"""Of a text in so many Parts it is not asked in which others it stands."""
+
 
 @dataclass(frozen=True, slots=True)
 class IndexReference:
@@ -66,17 +69,34 @@ class TextIndex:
         Args:
             hashes: N × fixed_size_binary(16).
         """
+        row_K, place_K = self.find_all(hashes, at_most=1)
+        places_N = np.full(len(hashes), -1, np.int64)
+        places_N[row_K] = place_K
+        return places_N
+
+    def find_all(self, hashes: pa.Array, at_most: int = MANY_PLACES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first places of each hash, one per Part that holds its text.
+
+        Args:
+            hashes: N × fixed_size_binary(16).
+            at_most: places per hash.
+
+        Returns:
+            (K,) row 0 … N-1 and (K,) place; those of one row ascending and together, the rows in no order.
+        """
         wanted_N = leading_halves(hashes)
-        places_N = np.full(len(wanted_N), -1, np.int64)
         order_N = np.argsort(wanted_N)  # neighbours are then sought in the same pages
         piece_N = np.searchsorted(self._first_P, wanted_N[order_N], "right") - 1
         bounds = np.searchsorted(piece_N, np.arange(len(self._pieces_P2R) + 1))
+        rows, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for (high_R, place_R), start, end in zip(self._pieces_P2R, bounds, bounds[1:], strict=False):
-            rows_K = order_N[start:end]
-            found_K = np.minimum(np.searchsorted(high_R, wanted_N[rows_K]), len(high_R) - 1)
-            is_found_K = high_R[found_K] == wanted_N[rows_K]
-            places_N[rows_K[is_found_K]] = place_R[found_K[is_found_K]]
-        return places_N
+            rows_M = order_N[start:end]
+            first_M = np.searchsorted(high_R, wanted_N[rows_M])
+            found_M = np.minimum(np.searchsorted(high_R, wanted_N[rows_M], "right") - first_M, at_most)
+            nth_K = np.arange(found_M.sum()) - np.repeat(np.cumsum(found_M) - found_M, found_M)
+            rows.append(np.repeat(rows_M, found_M))
+            places.append(place_R[np.repeat(first_M, found_M) + nth_K].astype(np.int64))
+        return np.concatenate(rows), np.concatenate(places)
 
 
 def leading_halves(hashes: pa.Array) -> NDArray[np.uint64]:
