@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.features.transforms import Fit, Transform, cosines_to, fitted, unit
-from pipeline.fingerprint import fingerprint
+from pipeline.fingerprint import content_hash, fingerprint
+from pipeline.storage.feature_tables import transform_path
 from tests.test_feature_table import DIMENSION, Job, embeddings_of, rows_of, vectors_by_id
 
 RANDOM = np.random.default_rng(7)
@@ -112,6 +114,38 @@ def test_the_table_of_tomorrow_is_made_with_the_fit_of_today(tmp_path: Path) -> 
         ]
     anew = job.features("features.seed=1")
     assert anew.table.record.transform != today.table.record.transform
+
+
+def test_a_fit_that_a_table_was_made_with_is_never_replaced_by_another(tmp_path: Path) -> None:
+    job = Job(tmp_path, corpus(60), **FITTED)
+    job.embed()
+    record = job.features().table.record
+    pq.write_table(corpus(90, begin=30), job.file)
+    job.embed()
+    path = tmp_path / "table" / transform_path(str(record.transform))
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(StorageError, match="is gone, and table 1 was made with"):
+        job.features()
+    path.write_bytes(fitted(SPREAD_SD, fit(projection="whiten", components=3)).to_bytes())
+    with pytest.raises(StorageError, match="holds another fit, and table 1 was made with"):
+        job.features()
+    assert not list(tmp_path.glob("table/_meta/tables/00000002*"))
+    path.write_bytes(content)
+    assert job.features().table.record.transform_hash == record.transform_hash == content_hash(content)
+
+
+def test_a_record_that_names_no_hash_of_its_fit_can_be_read(tmp_path: Path) -> None:
+    job = Job(tmp_path, corpus(60), **FITTED)
+    job.embed()
+    job.features()
+    (path,) = tmp_path.glob("table/_meta/tables/*")
+    record = orjson.loads(path.read_bytes())
+    del record["transform_hash"]
+    path.write_bytes(orjson.dumps(record))
+    pq.write_table(corpus(90, begin=30), job.file)
+    job.embed()
+    assert job.features().table.record.number == 2
 
 
 def test_rows_carry_their_cluster_and_their_cosine_to_each_named_centroid(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ class FeatureTableRecord:
     """A FeatureFile each."""
     published_at: str
     pipeline_version: str
+    transform_hash: str | None = None
+    """Of the file of the fitted transform; None in records of before it was kept."""
 
     @property
     def folder(self) -> str:
@@ -135,6 +137,19 @@ def load_feature_table(store: Store, number: int | None = None) -> FeatureTable 
         raise StorageError(
             f"{store.uri_of(table_key_of(number))} is damaged, or of another version: {error}"
         ) from error
+
+
+def made_with(store: Store, transform: str) -> FeatureTableRecord | None:
+    """Return the record of the newest table that was made with this fitted transform; None if none stands.
+
+    Args:
+        transform: its key.
+    """
+    for number in reversed(table_numbers(store)):
+        table = load_feature_table(store, number)
+        if table is not None and table.record.transform == transform:
+            return table.record
+    return None
 
 
 def open_feature_table(uri: str) -> FeatureTable:

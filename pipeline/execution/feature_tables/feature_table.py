@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from pipeline.execution.feature_tables.feature_transform import (
     vector_columns,
 )
 from pipeline.features.feast_view import feature_view
+from pipeline.features.transforms import Transform
 from pipeline.features.windows import moments_of, newest_so_far, ordered, window_means, window_starts
 from pipeline.storage.faults import told_as
 from pipeline.storage.feature_tables import (
@@ -83,8 +84,10 @@ def make_features(config: JobConfig) -> FeatureRun:
         folder = Path(temporary)
         with told_as(StorageError, "hold the vectors of the snapshot in", temporary):
             counts = spill_documents(snapshot, wanted_of(features), folder, buckets_of(snapshot))
-        files = list(_write_files(origin, store, table_folder(plan.number, plan.key), folder))
-    record = _record(origin, plan.number, plan.key, counts, files)
+        vectors = (vectors_MD for _, _, vectors_MD in _buckets(origin, folder))
+        transform, transform_hash = load_or_fit(store, origin.transform_key, features, vectors)
+        files = list(_write_files(origin, transform, store, table_folder(plan.number, plan.key), folder))
+    record = replace(_record(origin, plan.number, plan.key, counts, files), transform_hash=transform_hash)
     table = publish_feature_table(store, record, view_of(features, FeatureTable(store, record)))
     return FeatureRun(table, True, time.monotonic() - started)
 
@@ -123,9 +126,10 @@ def feature_rows(documents: pa.Table, features: Features) -> tuple[pa.Table, NDA
     return rows.set_column(at, rows.schema.field(at), created), finish(means_MD, None, features.normalize)
 
 
-def _write_files(origin: Origin, store: Store, table: str, folder: Path) -> Iterator[FeatureFile]:
+def _write_files(
+    origin: Origin, transform: Transform | None, store: Store, table: str, folder: Path
+) -> Iterator[FeatureFile]:
     features, recipe = origin.features, origin.snapshot.record
-    transform = load_or_fit(store, origin.transform_key, features, (v for _, _, v in _buckets(origin, folder)))
     metadata = {
         "recipe": recipe.recipe,
         "fingerprint": recipe.fingerprint,

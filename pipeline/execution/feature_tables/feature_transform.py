@@ -18,7 +18,7 @@ from pipeline.fingerprint import content_hash, fingerprint
 from pipeline.schemas import embedding_fields
 from pipeline.storage.connection import open_filesystem
 from pipeline.storage.faults import patiently, told_as
-from pipeline.storage.feature_tables import transform_path
+from pipeline.storage.feature_tables import made_with, transform_path
 from pipeline.storage.filesystem import Store
 
 
@@ -97,20 +97,26 @@ def fitting_settings(features: Features) -> dict[str, Any]:
 
 def load_or_fit(
     store: Store, key: str | None, features: Features, vectors: Iterable[NDArray[np.float32]]
-) -> Transform | None:
-    """Return the transform of this key, fitted now if no table before has needed it.
+) -> tuple[Transform | None, str | None]:
+    """Return the transform of this key, fitted now if no table before has needed it, and the hash of its file.
 
     Args:
         vectors: (N, D) each, read only if it must be fitted, and only as many as `features.fit_rows`.
 
     Raises:
         ConfigError: there are too few vectors.
-        StorageError: what stands under the key is no transform.
+        StorageError: what stands under the key is no transform, or not the one that a published table was made with.
     """
     if key is None:
-        return None
-    path = transform_path(key)
+        return None, None
+    path, user = transform_path(key), made_with(store, key)
     content = store.read(path)
+    if user is not None and (content is None or user.transform_hash not in (None, content_hash(content))):
+        found = "is gone" if content is None else "holds another fit"
+        raise StorageError(
+            f"{store.uri_of(path)} {found}, and table {user.number} was made with what it held: vectors of two fits "
+            "cannot be compared. Restore it, or set another features.seed to fit anew"
+        )
     if content is None:
         try:
             own = fitted(_sample(vectors, features.fit_rows, features.seed), fit_of(features)).to_bytes()
@@ -118,9 +124,11 @@ def load_or_fit(
             raise ConfigError(f"features: {error}") from None
         content = store.put_new(path, own) or own  # another run may have fitted it meanwhile
     try:
-        return Transform.from_bytes(content)
+        return Transform.from_bytes(content), content_hash(content)
     except (ValueError, KeyError, OSError) as error:
-        raise StorageError(f"{store.uri_of(path)} is damaged; remove it to fit anew: {error}") from error
+        raise StorageError(
+            f"{store.uri_of(path)} is damaged; restore it, or set another features.seed to fit anew: {error}"
+        ) from error
 
 
 def vector_fields(features: Features, dimension: int, centroids: Centroids) -> list[pa.Field]:
