@@ -10,6 +10,7 @@ import pytest
 
 from jobs.__main__ import main
 from pipeline.errors import StorageError
+from pipeline.execution.feature_tables import feature_table
 from pipeline.storage.feature_expiry import expire_tables
 from pipeline.storage.feature_tables import load_feature_table, open_feature_table, table_numbers
 from pipeline.storage.filesystem import Store
@@ -56,12 +57,34 @@ def test_numbers_go_on_after_an_expiry_and_what_is_young_stays(job: Job) -> None
 
 def test_what_dead_runs_have_left_goes_and_what_is_not_ours_stays(job: Job) -> None:
     store = store_of(job)
-    left, mine = f"tables/00000009-{'a' * 32}/00000.parquet", "tables/notes.txt"
+    left, mine = f"tables/00000002-{'a' * 32}/00000.parquet", "tables/notes.txt"
     for key in (left, mine, "_meta/tmp/0123"):
         store.put(key, b"x")
     expire_tables(store, 3, math.inf, is_dry_run=False)
     assert (store.read(left), store.read("_meta/tmp/0123"), store.read(mine)) == (None, None, b"x")
     assert table_numbers(store) == [1, 2, 3]
+
+
+def test_old_files_that_a_run_may_still_adopt_stay_until_their_number_has_passed(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(job)
+
+    def dying(*_: object) -> None:
+        raise StorageError("dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_table, "publish_feature_table", dying)
+        for dimensions in (8, 4):
+            with pytest.raises(StorageError, match="dead"):
+                job.features(f"features.dimensions={dimensions}")
+    left = {name for name in store.folders("tables") if name.startswith("00000004-")}
+    assert expire_tables(store, 3, math.inf, is_dry_run=False).removals == ()
+    finished = job.features("features.dimensions=8").table
+    assert rows_of(job.features("features.dimensions=8")).num_rows == 2
+    expiry = expire_tables(store, 4, math.inf, is_dry_run=False)
+    assert {removal.name for removal in expiry.removals} == left - {finished.record.folder}
+    assert len(left) == 2
 
 
 @pytest.mark.parametrize("deaths", [0, 1])

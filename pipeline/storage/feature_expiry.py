@@ -9,14 +9,15 @@ from pipeline.storage.expiry import REMOVERS, TEMPORARY_FILE, Expiry, Removal
 from pipeline.storage.feature_tables import load_feature_table, table_key_of, table_numbers
 from pipeline.storage.filesystem import Store
 
-TABLE_FILE = re.compile(r"tables/(\d{8}-[0-9a-f]{32})/")
+TABLE_FILE = re.compile(r"tables/((\d{8})-[0-9a-f]{32})/")
 
 
 def expire_tables(store: Store, keep: int, older_than: float, is_dry_run: bool) -> Expiry:
     """Remove feature tables beyond the newest ones; what was fitted stays, whoever used it.
 
     A table is withdrawn before its files go. If this ends in its middle, every published table is whole, and the next
-    expiry goes on.
+    expiry goes on. What a dead run has left under a number that is still to be published stays, however old: the same
+    command would adopt it. It goes once that number has passed.
 
     Args:
         keep: how many tables stay at least, 1 or more.
@@ -46,7 +47,8 @@ def _found(store: Store, keep: int, older_than: float) -> Expiry:
     groups: dict[str, list[str]] = defaultdict(list)
     for key in sorted(found):
         if match := TABLE_FILE.match(key):
-            groups[match[1]].append(key)
+            if int(match[2]) <= max(numbers, default=0):
+                groups[match[1]].append(key)
         elif TEMPORARY_FILE.match(key):
             groups[key].append(key)
     removals = []
