@@ -163,6 +163,12 @@ def test_vectors_are_truncated_normalised_again_and_stored_as_asked(job: Job, st
     np.testing.assert_allclose(found_ND, expected_ND, atol={"float32": 1e-7, "float16": 1e-3, "int8": 1e-2}[stored])
 
 
+def test_feast_is_told_the_ttl_to_the_microsecond(job: Job) -> None:
+    job.embed()
+    view = Path(job.features("features.ttl_days=30.041666667").table.store.root, "feature_view.py").read_text()
+    assert "ttl=timedelta(days=30.041666667)," in view
+
+
 def test_the_same_command_again_does_nothing_and_a_new_snapshot_makes_a_new_table(job: Job) -> None:
     job.embed()
     first = job.features()

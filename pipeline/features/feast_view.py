@@ -60,7 +60,7 @@ def feature_view(
             for number, key in enumerate(keys)
         ),
         entity_names=", ".join(f"entity_{number}" for number in range(len(keys))),
-        ttl=f"timedelta(days={ttl_days:g})" if ttl_days is not None else "timedelta(0)",
+        ttl=f"timedelta(days={ttl_days!r})" if ttl_days is not None else "timedelta(0)",
         endpoint='\n    s3_endpoint_override=os.environ.get("AWS_ENDPOINT_URL", ""),' if is_remote else "",
         fields="\n".join(f"        Field(name={column!r}, dtype={type})," for column, type in feast_types.items()),
         tags=repr(dict(tags)),
