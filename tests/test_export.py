@@ -153,8 +153,20 @@ def test_the_index_finds_the_neighbours_that_exact_search_finds(
     found_NK = index.search(vectors_ND, 11)[1]
     shares = [len({*exact} & {*found}) / 11 for exact, found in zip(exact_NK.tolist(), found_NK.tolist(), strict=True)]
     assert np.mean(shares) > 0.93
+    Store(uri).delete("LATEST")  # as a run leaves it that dies between the index and what points to it
     assert export(output, "faiss", uri, capsys)["is_new"] is False
     assert Store(uri).read("LATEST") == f"{exported['version']}\n".encode()
+
+
+def test_an_older_index_that_stands_does_not_become_the_latest_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, uri = str(tmp_path / "out"), str(tmp_path / "index")
+    for rows in (20, 21):
+        publish(tmp_path, output, rows)
+        newest = export(output, "faiss", uri, capsys)["version"]
+    assert export(output, "faiss", uri, capsys, "--snapshot", "1")["version"] != newest
+    assert Store(uri).read("LATEST") == f"{newest}\n".encode()
 
 
 def test_an_index_that_finds_too_few_neighbours_is_told_with_exit_code_4(

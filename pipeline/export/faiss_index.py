@@ -20,7 +20,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.optional import library
 from pipeline.storage.faults import told_as
 from pipeline.storage.filesystem import Store
-from pipeline.storage.snapshots import Snapshot
+from pipeline.storage.snapshots import Snapshot, snapshot_numbers
 
 EXACT_ROWS = 10_000
 """Up to so many rows the index keeps the vectors as they are and searches all of them."""
@@ -63,8 +63,10 @@ def export(snapshot: Snapshot, uri: str) -> Exported:
             for file in ("index.faiss", "ids.parquet"):
                 _upload(store, Path(name, file), f"{folder}/{file}")
         store.put(f"{folder}/{FACTS}", orjson.dumps(facts, option=orjson.OPT_INDENT_2))
-        store.put("LATEST", f"{folder}\n".encode())
         store.remove_empty_folders("_meta")
+    pointer, is_newest = f"{folder}\n".encode(), snapshot.number == snapshot_numbers(snapshot.store)[-1]
+    if found is None or (is_newest and store.read("LATEST") != pointer):  # who wrote the index may have died before
+        store.put("LATEST", pointer)
     facts = facts if found is None else orjson.loads(found)
     recall = facts[RECALL]
     missed = "" if recall >= ENOUGH_RECALL else f"{RECALL} is {recall}, below {ENOUGH_RECALL}, with all lists searched"
