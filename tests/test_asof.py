@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.arrow import fixed_size_list
 from pipeline.features.asof import as_of_join
-from pipeline.features.windows import moments_of, ordered, window_means, window_starts
+from pipeline.features.windows import moments_of, newest_in_windows, ordered, window_means, window_starts
 
 US = pa.timestamp("us", tz="UTC")
 
@@ -164,15 +164,18 @@ def test_a_window_holds_what_its_entity_had_then_whatever_the_order_and_whatever
     )
     rows = ordered(table, ["user"], ["value"])
     moments, values_N1 = moments_of(rows, ["user"]), rows["value"].to_numpy().astype(np.float32)[:, None]
-    means_M1 = window_means(values_N1, window_starts(moments, window), moments.last_M)
+    starts_M = window_starts(moments, window)
+    means_M1 = window_means(values_N1, starts_M, moments.last_M)
+    newest_M = newest_in_windows(rows["value"].cast(pa.int64()).to_numpy(), starts_M, moments.last_M)
     found = dict(
         zip(
             [(rows["user"][n].as_py(), int(moments.time_N[n])) for n in moments.last_M.tolist()],
-            means_M1[:, 0].tolist(),
+            zip(means_M1[:, 0].tolist(), newest_M.tolist(), strict=True),
             strict=True,
         )
     )
     assert found.keys() == set(documents)
-    for (user, at), mean in found.items():
+    for (user, at), (mean, newest) in found.items():
         held = [n for n, (other, time) in enumerate(shuffled) if other == user and at - window < time <= at]
         assert mean == pytest.approx(np.mean(held), abs=1e-5)
+        assert newest == max(held)

@@ -80,8 +80,16 @@ def window_means(
     return means_MD
 
 
-def newest_so_far(created_N: NDArray[np.int64], moments: Moments) -> NDArray[np.int64]:
-    """Return for each moment the latest of `created_N` among the documents of its entity up to it."""
-    distinct_U, rank_N = np.unique(created_N, return_inverse=True)
-    highest_N = np.maximum.accumulate(moments.entity_N * max(len(distinct_U), 1) + rank_N)
-    return np.asarray(distinct_U[highest_N[moments.last_M] % max(len(distinct_U), 1)])
+def newest_in_windows(
+    created_N: NDArray[np.int64], starts_M: NDArray[np.int64], last_M: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the largest of `created_N` among the documents `starts_M` to `last_M` of each moment; O(N log N)."""
+    newest_M = np.empty(len(last_M), np.int64)
+    level_M = np.frexp(last_M + 1 - starts_M)[1] - 1  # a window is two stretches of 2**level documents that overlap
+    largest_N = created_N
+    for level in range(level_M.max(initial=-1) + 1):
+        of_level = np.flatnonzero(level_M == level)
+        ends = last_M[of_level] + 1 - 2**level
+        newest_M[of_level] = np.maximum(largest_N[starts_M[of_level]], largest_N[ends])
+        largest_N = np.maximum(largest_N[: -(2**level)], largest_N[2**level :])
+    return newest_M

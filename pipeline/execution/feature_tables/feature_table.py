@@ -38,7 +38,7 @@ from pipeline.execution.feature_tables.feature_transform import (
 )
 from pipeline.features.feast_view import feature_view
 from pipeline.features.transforms import Transform
-from pipeline.features.windows import moments_of, newest_so_far, ordered, window_means, window_starts
+from pipeline.features.windows import moments_of, newest_in_windows, ordered, window_means, window_starts
 from pipeline.storage.faults import told_as
 from pipeline.storage.feature_tables import (
     FeatureFile,
@@ -120,7 +120,8 @@ def feature_rows(documents: pa.Table, features: Features) -> tuple[pa.Table, NDA
         return rows, vectors_ND[moments.last_M]
     starts_M = window_starts(moments, round(features.window_days * DAY_US))
     means_MD = window_means(vectors_ND, starts_M, moments.last_M)
-    created_M = newest_so_far(documents["created_timestamp"].cast(pa.int64()).to_numpy(), moments)
+    created_N = documents["created_timestamp"].cast(pa.int64()).to_numpy()
+    created_M = newest_in_windows(created_N, starts_M, moments.last_M)
     created = pa.array(created_M, pa.int64()).cast(UTC_MICROSECONDS)
     at = rows.schema.get_field_index("created_timestamp")
     return rows.set_column(at, rows.schema.field(at), created), finish(means_MD, None, features.normalize)
