@@ -44,19 +44,21 @@ def run(options: argparse.Namespace) -> int:
 
 def _roll_back(uri: str, number: int, as_json: bool) -> int:
     """Publish an older snapshot as the newest one."""
-    from pipeline.execution.change_feed import write_feeds
+    from pipeline.execution.change_feed import try_to_write_feeds
     from pipeline.storage.filesystem import Store
     from pipeline.storage.rollback import roll_back
 
     store = Store(uri)
     published = roll_back(store, number)
-    write_feeds(store)
+    warnings = try_to_write_feeds(store)
     facts = {"output": store.uri, "snapshot": published.number, "rolled_back_to": number, "folder": published.folder}
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(facts | {"warnings": warnings}))
     else:
         rows = f"{counted(published.totals['rows'], 'row')} in {published.folder}"
         print(f"{store.uri}: snapshot {published.number} is what snapshot {number} was, {rows}")
+        for warning in warnings:
+            print(f"  warning     {warning}")
     return 0
 
 

@@ -271,6 +271,30 @@ def test_ids_that_may_stand_twice_have_no_feed(tmp_path: Path) -> None:
         load_config(path, ["source.duplicate_ids=allow"])
 
 
+def test_a_rollback_to_where_ids_may_stand_twice_has_no_feed_and_the_next_night_has(tmp_path: Path) -> None:
+    path = written_config(tmp_path / "job.yaml", **sections(tmp_path))
+    for number, options in enumerate((["source.duplicate_ids=allow", "output.changes=false"], []), 1):
+        write(tmp_path, {"a": f"night {number}", "b": "two"})
+        run_inline(load_config(path, options))
+    assert main(["nightly", path, "--rollback", "1"]) == 0
+    kept = held(str(tmp_path / "out"), 2)
+    write(tmp_path, {"a": "night 4"})
+    assert run_inline(load_config(path, [])).warnings == []
+    take_in(kept, open_changes(str(tmp_path / "out"), after=2))
+    assert kept == held(str(tmp_path / "out"))
+
+
+def test_a_rollback_whose_feed_cannot_be_written_is_published_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights(tmp_path, config_of(tmp_path), 2)
+    monkeypatch.setattr(change_feed, "put_or_adopt", dying_after(0))
+    path = written_config(tmp_path / "job.yaml", **sections(tmp_path))
+    assert main(["nightly", path, "--rollback", "1"]) == 0
+    assert "warning     a feed of changes is not written yet" in capsys.readouterr().out
+    assert open_snapshot(str(tmp_path / "out")).number == 3
+
+
 def test_the_command_writes_what_is_missing_and_says_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

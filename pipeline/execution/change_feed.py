@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import pipeline
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.execution.proof.difference import AFTER, ComparedPart, kinds_of, parts_of
 from pipeline.execution.proof.duplicates import id_hashes
 from pipeline.fingerprint import fingerprint
@@ -148,6 +148,15 @@ def write_feeds(store: Store, with_newest: bool = False) -> list[ChangeFeed]:
         written.append(_write_feed(store, Step(before, snapshot)))
         fed.add(number)
     return written
+
+
+def try_to_write_feeds(store: Store, with_newest: bool = False) -> list[str]:
+    """Write the feeds that are missing, as `write_feeds` does, and return what hinders it as a warning, if anything."""
+    try:
+        write_feeds(store, with_newest)
+    except PipelineError as error:
+        return [f"a feed of changes is not written yet, the next run or `changes` does it: {error}"]
+    return []
 
 
 def _is_followed(before: Snapshot, after: Snapshot) -> bool:

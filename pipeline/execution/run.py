@@ -14,7 +14,7 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.engines import first_engine
 from pipeline.errors import AttemptsDiffer, PipelineError, PlanOutdated, SnapshotConflict, Stopped, StorageError
 from pipeline.execution.calibrating import add_calibration, needs_calibration
-from pipeline.execution.change_feed import write_feeds
+from pipeline.execution.change_feed import try_to_write_feeds
 from pipeline.execution.early_encoder import loading_early
 from pipeline.execution.executors.choice import executing
 from pipeline.execution.executors.executor import Todo
@@ -108,7 +108,7 @@ def _planned_and_done(
             save_report(store, report, has_page=not isinstance(error, Stopped))
         raise
     if config.output.changes:
-        _write_feeds(store, report)
+        report.warnings += try_to_write_feeds(store, with_newest=True)
     report.seconds["total"] = time.perf_counter() - started
     if report.outcome == "published":
         save_report(store, report, has_page=True)
@@ -201,11 +201,3 @@ def _told_as_left_out(place: str, error: str) -> str:
     node, _, gpus = place.partition("/")
     what = f"GPU {gpus} of node {node}" if gpus else f"node {node}"
     return f"{what} was left out, its encoders failed on good texts ({error})"
-
-
-def _write_feeds(store: Store, report: RunReport) -> None:
-    """Write the feeds that are missing; one that cannot be written now is written by the next run."""
-    try:
-        write_feeds(store, with_newest=True)
-    except PipelineError as error:
-        report.warnings.append(f"a feed of changes is not written yet, the next run or `changes` does it: {error}")

@@ -68,7 +68,7 @@ def roll_back(store: Store, number: int) -> Snapshot:
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
             pipeline_version=pipeline.__version__,
             driver=claim.driver,
-            has_changes=newest.record.has_changes,
+            has_changes=newest.record.has_changes and old.record.duplicate_ids != "allow",
         )
         return publish_snapshot(store, record, parts, old.shards.to_pylist())
 
