@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,13 @@ from pipeline.storage.expiry import Expiry, expire, find_removals, sweep
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import condemn_run
 from pipeline.storage.rollback import roll_back
-from pipeline.storage.snapshots import load_snapshot, publish_snapshot, snapshot_numbers, withdraw_snapshot
+from pipeline.storage.snapshots import (
+    load_snapshot,
+    publish_snapshot,
+    snapshot_key,
+    snapshot_numbers,
+    withdraw_snapshot,
+)
 from tests import inline
 from tests.inline import FRAIL, run_inline
 from tests.running import jobs, written_config
@@ -116,6 +123,17 @@ def test_what_is_younger_than_the_grace_stays(tmp_path: Path, store: Store) -> N
     expiry = expire(store, 1, older_than=0.0, is_dry_run=False)
     assert (expiry.kept, expiry.removals) == ((1, 2), ())
     assert before <= store.files("_meta").keys()
+
+
+def test_snapshots_are_kept_for_a_time_by_the_grace_alone(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=4)
+    day = 24 * 3600
+    for number, age in ((1, 40), (2, 31), (3, 29)):
+        os.utime(Path(local.uri, snapshot_key(number)), (time.time() - age * day,) * 2)
+    older_than = time.time() - 30 * day  # --keep 1 --grace-hours 720
+    assert expire(local, 1, older_than, is_dry_run=False).kept == (3, 4)
+    for number in (3, 4):
+        assert verify(open_snapshot(local.uri, number)).is_sound
 
 
 def test_a_dry_run_says_what_would_go_and_touches_nothing(tmp_path: Path, store: Store) -> None:

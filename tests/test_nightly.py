@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.__main__ import main
 from pipeline.config_file import load_config
 from pipeline.errors import DeletionRefused, SourceError
 from pipeline.execution.planning.plan import make_plan
 from pipeline.execution.proof import guards
 from pipeline.execution.proof.difference import Difference, difference, parts_of
 from pipeline.execution.verification.verify import verify
+from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
 from pipeline.storage.snapshots import open_snapshot, snapshot_numbers
 from tests.running import jobs, written_config
@@ -250,6 +252,20 @@ def test_the_command_refuses_with_exit_code_4_publishes_when_allowed_and_removes
     again = jobs("nightly", corpus.config)
     assert again.code == 0
     assert "Nothing to do: snapshot 2 stands" in again.stdout
+
+
+def test_a_nightly_or_a_rollback_beside_another_run_ends_with_exit_code_3(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus.write(a=rows(0, 20), b=rows(20, 41))
+    assert corpus.night() == 2
+    corpus.write(a=rows(0, 20), b=rows(20, 42))
+    with Claim(Store(corpus.output), 3):
+        for options in ([], ["--rollback", "1"]):
+            assert main(["nightly", corpus.config, *options]) == 3
+            assert "holds the output" in capsys.readouterr().err
+    assert snapshot_numbers(Store(corpus.output)) == [1, 2]
+    assert corpus.night() == 3
 
 
 def test_diff_is_printed_for_people_and_machines(corpus: Corpus) -> None:
