@@ -166,6 +166,8 @@ def _add_arguments(name: str, command: argparse.ArgumentParser) -> None:
             command.add_argument("after", type=int, help="number of another")
             vectors = "compare the vectors of a sample of the texts that both have, across recipes too"
             command.add_argument("--vectors", action="store_true", help=vectors)
+            ids = "write all ids that were added, changed or removed into this Parquet file: change, id"
+            command.add_argument("--ids", metavar="FILE", help=ids)
         command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
     if name == "report":
         command.add_argument("--open", action="store_true", help="show it in a browser")

@@ -5,9 +5,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pipeline.config_file import output_of
+from pipeline.errors import ConfigError
 from pipeline.units import counted, percent, thousands
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
     from pipeline.execution.proof.drift import Drift, Side
 
 KINDS = ("added", "changed", "removed")
@@ -17,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     import orjson
 
-    from pipeline.execution.proof.difference import difference, parts_of
+    from pipeline.execution.proof.difference import difference, ids_that_differ, parts_of
     from pipeline.execution.proof.drift import drift
     from pipeline.storage.snapshots import open_snapshot
 
@@ -25,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     before, after = (open_snapshot(uri, number) for number in (options.before, options.after))
     found = difference(after.store, parts_of(before), parts_of(after))
     moved = drift(before, after) if options.vectors else None
+    if options.ids:
+        _write_ids(options.ids, ids_that_differ(after.store, parts_of(before), parts_of(after)))
     if options.json:
         head = {"output": after.store.uri, "before": before.number, "after": after.number}
         vectors = {"vectors": asdict(moved)} if moved else {}
@@ -37,9 +44,27 @@ def run(options: argparse.Namespace) -> int:
         print(f"  {kind:<10} {counted(getattr(found, kind), 'id')}{some}")
     same = f"{thousands(found.carried)} rows in the same ones"
     print(f"  unchanged  {counted(found.unchanged, 'id')} in other Parts, {same}")
+    if options.ids:
+        print(f"  all ids    {options.ids}")
     if moved:
         print(drift_text(moved))
     return 0
+
+
+def _write_ids(path: str, found: "Iterator[tuple[str, pa.Array]]") -> None:
+    """Write every id that is not the same in both snapshots into a Parquet file: `change` and `id`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [pa.table({"change": pa.repeat(kind, len(ids)), "id": ids}) for kind, ids in found]
+    try:
+        pq.write_table(pa.concat_tables(tables) if tables else pa.table({"change": [], "id": []}), path)
+    except OSError as error:
+        raise ConfigError(f"--ids: {path} cannot be written: {error}") from error
 
 
 def drift_text(drift: "Drift") -> str:

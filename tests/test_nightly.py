@@ -210,6 +210,12 @@ def test_a_difference_names_what_was_added_changed_and_removed(corpus: Corpus) -
     assert sorted(found.examples["removed"]) == ["r020", "r021"]
     assert set(found.examples["added"]) < set(rows(40, 47))
     assert len(found.examples["added"]) == 5
+    file = corpus.folder.parent / "ids.parquet"
+    assert main(["diff", corpus.output, "1", "2", "--ids", str(file)]) == 0
+    ids = pq.read_table(file).to_pydict()
+    told = sorted(zip(ids["change"], ids["id"], strict=True))
+    assert [kind for kind, _ in told] == ["added"] * 7 + ["changed"] * 3 + ["removed"] * 2
+    assert {id for _, id in told} == set(rows(40, 47)) | set(rows(37, 40)) | set(rows(20, 22))
     back = corpus.difference(2, 1)
     assert (back.added, back.removed, back.changed) == (2, 7, 3)
     same = corpus.difference(2, 2)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.arrow import fixed_size_binary, one_array
 from pipeline.execution.proof.duplicates import id_hashes
 from pipeline.parallel import in_order
 from pipeline.records import Part
@@ -70,9 +72,7 @@ def difference(store: Store, before: Sequence[ComparedPart], after: Sequence[Com
     Raises:
         StorageError: a Part is missing or damaged.
     """
-    sides = [[part for part in parts if part.kind == "embeddings"] for parts in (before, after)]
-    in_both = {part.name for part in sides[0]} & {part.name for part in sides[1]}
-    old, new = ([part.key for part in parts if part.name not in in_both] for parts in sides)
+    old, new = _read_of(before, after), _read_of(after, before)
     counts = dict.fromkeys(("unchanged", "changed", "added", "removed"), 0)
     wanted: dict[str, list[NDArray[np.void]]] = {}
     for rows in ordered(_entries(store, old, new)):
@@ -80,10 +80,41 @@ def difference(store: Store, before: Sequence[ComparedPart], after: Sequence[Com
             counts[kind] += len(first_G)
             if kind != "unchanged" and len(wanted.setdefault(kind, [])) < SHOWN:
                 wanted[kind] += list(rows[first_G[:SHOWN]])
-    carried = sum(part.rows for part in sides[0] if part.name in in_both)
+    read = set(old)
+    carried = sum(part.rows for part in before if part.kind == "embeddings" and part.key not in read)
     where = {"changed": new, "added": new, "removed": old}
     examples = {kind: _named(store, where[kind], hashes[:SHOWN]) for kind, hashes in wanted.items() if hashes}
     return Difference(carried, **counts, examples=examples)
+
+
+def ids_that_differ(
+    store: Store, before: Sequence[ComparedPart], after: Sequence[ComparedPart]
+) -> Iterator[tuple[str, pa.Array]]:
+    """Yield `added`, `changed` or `removed` with ids of that kind, Part by Part; memory: 16 bytes for each of them.
+
+    Raises:
+        StorageError: a Part is missing or damaged.
+    """
+    old, new = _read_of(before, after), _read_of(after, before)
+    found: dict[str, list[NDArray[np.uint64]]] = {"added": [], "changed": [], "removed": []}
+    for rows in ordered(_entries(store, old, new)):
+        kinds = kinds_of(rows)
+        for kind, hashes in found.items():
+            first_G = kinds.get(kind, np.empty(0, np.int64))
+            hashes.append(np.stack([rows["high"][first_G], rows["low"][first_G]], axis=1))
+    for kind, hashes in found.items():
+        wanted = fixed_size_binary(np.concatenate(hashes).view(np.uint8)) if hashes else pa.array([], pa.binary(16))
+        for key in (old if kind == "removed" else new) if len(wanted) else ():
+            ids = read_columns(store, key, ["id"])
+            chosen = pc.is_in(fixed_size_binary(id_hashes(ids).view(np.uint8).reshape(-1, 16)), wanted)
+            if len(of_part := one_array(ids["id"]).filter(chosen).unique()):
+                yield kind, of_part
+
+
+def _read_of(these: Sequence[ComparedPart], others: Sequence[ComparedPart]) -> list[str]:
+    """Return the keys of the Parts that the other Snapshot has not."""
+    names = {part.name for part in others}
+    return [part.key for part in these if part.kind == "embeddings" and part.name not in names]
 
 
 def _entries(store: Store, old: Sequence[str], new: Sequence[str]) -> Iterator[NDArray[np.void]]:
