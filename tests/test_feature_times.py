@@ -106,3 +106,14 @@ def test_a_corpus_written_anew_under_another_name_keeps_every_time_whoever_else_
     after = job.embed()
     assert after.parts.num_rows == 6, "each text but one's own stands in several Parts"
     assert after.to_table().sort_by("id") == before
+
+
+def test_rows_that_come_from_two_parts_keep_their_times_in_both(tmp_path: Path) -> None:
+    table = pa.table({"id": list(range(18)), "text": [f"own {n}" if n % 3 else "shared" for n in range(18)]})
+    job = Job(tmp_path, table)
+    before = job.embed("output.rows_per_part=9").to_table().sort_by("id")
+    new = pa.table({"id": list(range(18, 22)), "text": [f"new {n}" for n in range(4)]})
+    pq.write_table(pa.concat_tables([new, table]), job.file)
+    after = job.embed("output.rows_per_part=9")
+    assert after.parts["rows"].to_pylist() == [9, 9, 4], "the second one begins in the first Part of before"
+    assert after.to_table().sort_by("id").slice(0, 18) == before

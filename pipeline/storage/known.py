@@ -1,6 +1,7 @@
 """Known vectors: what a Snapshot holds of texts that come again, looked up by their hashes."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -70,33 +71,34 @@ class KnownVectors:
 
         Args:
             hashes: N × fixed_size_binary(16).
-            ids: of N documents; of equal texts in a Part the one that has the same id is taken.
+            ids: of N documents; of equal texts in the Parts that are read, the one that has the same id is taken.
         """
         texts = _texts(ids)
-        rows_K, part_K, place_K = _in_few_parts(*self.index.find_all(hashes))
-        parts, starts, counts = np.unique(part_K, return_index=True, return_counts=True)
-        fate_N = np.zeros(len(hashes), np.int8)
+        row_C, place_C = self.index.find_all(hashes)
+        part_C, place_C = part_and_row(place_C)
+        is_chosen_C = _in_few_parts(row_C, part_C)
+        fate_N, is_own_N = np.zeros(len(hashes), np.int8), np.zeros(len(hashes), np.bool_)
         tables, rows = [], []
         cold_bytes = 0
-        for nth in np.argsort(-counts, kind="stable").tolist():
-            part, here = int(parts[nth]), slice(starts[nth], starts[nth] + counts[nth])
+        for part, here_K in _by_part(part_C, place_C, is_chosen_C):
+            here_K = here_K[~is_own_N[row_C[here_K]]]
+            rows_K, is_chosen_K = row_C[here_K], is_chosen_C[here_K]
             if part not in self._cached and part < len(self.index.keys):
-                if cold_bytes > MANY_BYTES and counts[nth] < FEW_ROWS * self.index.rows_P[part]:
-                    fate_N[rows_K[here]] = Fate.SCATTERED
+                if cold_bytes > MANY_BYTES and is_chosen_K.sum() < FEW_ROWS * self.index.rows_P[part]:
+                    fate_N[rows_K[is_chosen_K]] = Fate.SCATTERED
                     continue
                 cold_bytes += self.index.bytes_P[part]
-            fate_N[rows_K[here]] = Fate.UNREADABLE
+            fate_N[rows_K[is_chosen_K]] = Fate.UNREADABLE
             table = self._part(part)
-            if table is not None:
-                asked = pa.array(rows_K[here])
-                found, is_same = _taken(table, place_K[here], hashes.take(asked), texts.take(asked))
-                tables.append(found)
-                rows.append(rows_K[here][is_same])
-                fate_N[rows[-1]] = Fate.KNOWN
-        if not tables:
-            return Found(fate_N, pa.table({}), np.zeros(0, np.bool_))
-        stored = _in_order(tables, rows)
-        return Found(fate_N, stored, _equal(_texts(stored["id"]), texts.filter(pa.array(fate_N == Fate.KNOWN))))
+            if table is not None and table.num_rows:
+                asked = pa.array(rows_K)
+                at_K, is_own_K = _places(table, place_C[here_K], hashes.take(asked), texts.take(asked))
+                is_taken_K = is_own_K | (is_chosen_K & (at_K >= 0))
+                tables.append(table.take(pa.array(at_K[is_taken_K])))
+                rows.append(rows_K[is_taken_K])
+                fate_N[rows[-1]], is_own_N[rows_K] = Fate.KNOWN, is_own_K
+        stored = _in_order(tables, rows) if tables else pa.table({})
+        return Found(fate_N, stored, is_own_N[fate_N == Fate.KNOWN])
 
     def _part(self, part: int) -> pa.Table | None:
         """Return the columns of a Part, None if they cannot be read; that is not tried twice."""
@@ -116,39 +118,45 @@ class KnownVectors:
         return table
 
 
-def _in_few_parts(
-    row_C: NDArray[np.int64], places_C: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return one place for each row that has any, as row, Part and place in it, ordered by Part and place.
-
-    Of several it is that in the Part which holds most of the rows: fewer Parts are read then, and where a corpus is
-    written anew in its old order, that Part is the one in which the ids of these rows stood.
-    """
-    part_C, place_C = part_and_row(places_C)
+def _in_few_parts(row_C: NDArray[np.int64], part_C: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Choose one of the places of each row: that in the Part which has places of most rows, so that few are read."""
     _, nth_C, rows_P = np.unique(part_C, return_inverse=True, return_counts=True)
-    order_C = np.lexsort((place_C, part_C, -rows_P[nth_C], row_C))
+    order_C = np.lexsort((part_C, -rows_P[nth_C], row_C))
     _, first_K = np.unique(row_C[order_C], return_index=True)
-    chosen_K = order_C[first_K]
-    chosen_K = chosen_K[np.lexsort((place_C[chosen_K], part_C[chosen_K]))]
-    return row_C[chosen_K], part_C[chosen_K], place_C[chosen_K]
+    is_chosen_C = np.zeros(len(row_C), np.bool_)
+    is_chosen_C[order_C[first_K]] = True
+    return is_chosen_C
 
 
-def _taken(
+def _by_part(
+    part_C: NDArray[np.int64], place_C: NDArray[np.int64], is_chosen_C: NDArray[np.bool_]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the Parts in which any place is chosen, those with most of them first, and all places in each, in order."""
+    order_C = np.lexsort((place_C, part_C))
+    parts, starts, places = np.unique(part_C[order_C], return_index=True, return_counts=True)
+    chosen = np.add.reduceat(is_chosen_C[order_C], starts, dtype=np.int64) if len(parts) else places
+    for nth in np.argsort(-chosen, kind="stable")[: np.count_nonzero(chosen)].tolist():
+        yield int(parts[nth]), order_C[starts[nth] : starts[nth] + places[nth]]
+
+
+def _places(
     table: pa.Table, place_K: NDArray[np.int64], hashes: pa.Array, ids: pa.Array
-) -> tuple[pa.Table, NDArray[np.bool_]]:
-    """Return the rows at these places that are indeed of these hashes, and which those are.
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where in a Part the text of each hash stands, and whether under its id.
 
-    A row of the same hash and the same id that stands elsewhere in the Part is taken instead.
+    Args:
+        place_K: where it should stand; where the same id has the same text elsewhere in the Part, that is returned.
+
+    Returns:
+        (K,), -1 where another text stands, and (K,).
     """
-    if not table.num_rows:
-        return table, np.zeros(len(place_K), np.bool_)
+    hashes_P, ids_P = one_array(table["text_hash"]), _texts(table["id"])
     place_K = np.minimum(place_K, table.num_rows - 1)
-    if not _equal(_texts(table["id"]).take(pa.array(place_K)), ids).all():
-        own = pc.index_in(_named(hashes, ids), value_set=_named(one_array(table["text_hash"]), _texts(table["id"])))
+    if not _equal(ids_P.take(pa.array(place_K)), ids).all():
+        own = pc.index_in(_named(hashes, ids), value_set=_named(hashes_P, ids_P))
         place_K = pc.coalesce(own.cast(pa.int64()), pa.array(place_K)).to_numpy()
-    found = table.take(pa.array(place_K))
-    is_same_K = _equal(one_array(found["text_hash"]), hashes)
-    return (found if is_same_K.all() else found.filter(pa.array(is_same_K))), is_same_K
+    is_same_K = _equal(hashes_P.take(pa.array(place_K)), hashes)
+    return np.where(is_same_K, place_K, -1), is_same_K & _equal(ids_P.take(pa.array(place_K)), ids)
 
 
 def _texts(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -165,7 +173,10 @@ def _equal(some: pa.Array, others: pa.Array) -> NDArray[np.bool_]:
 
 
 def _in_order(tables: list[pa.Table], rows: list[NDArray[np.int64]]) -> pa.Table:
-    """Return the tables, at least one, as one that is ordered by the rows they are for."""
-    order = np.argsort(np.concatenate(rows), kind="stable")
+    """Return the tables, at least one, as one that is ordered by the rows they are for, the last of each row."""
+    rows_K = np.concatenate(rows)
+    order_K = np.argsort(rows_K, kind="stable")
+    order_K = order_K[np.append(rows_K[order_K][1:] != rows_K[order_K][:-1], True)[: len(order_K)]]
     table = pa.concat_tables(tables)
-    return table if (order[1:] > order[:-1]).all() else table.combine_chunks().take(pa.array(order))
+    is_ordered = np.array_equal(order_K, np.arange(table.num_rows))
+    return table if is_ordered else table.combine_chunks().take(pa.array(order_K))
