@@ -16,13 +16,13 @@ from pipeline.execution.stage_settings import StageSettings
 from pipeline.schemas import FATE, STORED
 from pipeline.storage.filesystem import Store
 from pipeline.storage.index_making import write_index
-from pipeline.storage.known import Fate, Found, KnownVectors
+from pipeline.storage.known import Fate, Found, KnownVectors, row_names
 from pipeline.storage.text_index import IndexReference, open_index
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
-NOT_TAKEN = ("tokens", "truncated", "text_hash")
+NOT_TAKEN = ("id", "chunk", "tokens", "truncated", "text_hash")
 """Columns that a known row has of its own, whoever encodes it."""
 
 
@@ -62,12 +62,12 @@ def stored_columns(settings: StageSettings) -> list[str]:
     return [name for name in names if name in settings.part_schema.names]
 
 
-def find_known(hashes: pa.Array, ids: pa.Array, is_sent_N: NDArray[np.bool_], settings: StageSettings) -> Found:
+def find_known(hashes: pa.Array, documents: pa.Table, is_sent_N: NDArray[np.bool_], settings: StageSettings) -> Found:
     """Look N texts up in the Snapshot before.
 
     Args:
         hashes: of the texts as sent to the model.
-        ids: of their documents.
+        documents: N rows, the documents or their chunks.
         is_sent_N: which are sent at all; others are never known.
     """
     fate_N = np.zeros(len(hashes), np.int8)
@@ -75,7 +75,7 @@ def find_known(hashes: pa.Array, ids: pa.Array, is_sent_N: NDArray[np.bool_], se
     if known is None:
         return Found(fate_N, pa.table({}), np.zeros(0, np.bool_))
     is_sent = pa.array(is_sent_N)
-    found = known.look_up(hashes.filter(is_sent), ids.filter(is_sent))
+    found = known.look_up(hashes.filter(is_sent), row_names(documents).filter(is_sent))
     fate_N[is_sent_N] = found.fate_N
     return replace(found, fate_N=fate_N)
 
@@ -100,8 +100,8 @@ def _opened(index: IndexReference, columns: tuple[str, ...]) -> KnownVectors | N
 def with_stored(documents: pa.Table, found: Found, settings: StageSettings) -> pa.Table:
     """Return N documents with the columns FATE and STORED, the latter only where any text may be known.
 
-    The event time that is stored holds for the id it is stored under. To another one the text is new in this run, or
-    features of that id would be joined to what happened before it had this text.
+    The event time that is stored holds for the row it is stored under. Under another id, or elsewhere in a document,
+    the text is new in this run: else features of that id would be joined to what happened before it had this text.
     """
     documents = documents.append_column(FATE, pa.array(found.fate_N))
     if settings.known is None:

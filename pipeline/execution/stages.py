@@ -156,7 +156,7 @@ def tokenize_documents(documents: pa.Table, settings: StageSettings) -> pa.Table
     is_sent_N = np.ones(len(texts), np.bool_)
     if settings.columns.empty_text == "zero":
         is_sent_N[empty_texts(texts)] = False
-    found = find_known(hashes, one_array(documents["id"]), is_sent_N, settings)
+    found = find_known(hashes, documents, is_sent_N, settings)
     is_known_N = found.fate_N == Fate.KNOWN
     tokens, truncated_N = _tokenized(sent, is_sent_N & ~is_known_N, spec)
     counts_N = tokens.lengths_N

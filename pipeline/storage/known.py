@@ -23,8 +23,8 @@ MANY_BYTES, FEW_ROWS = 4 * 2**30, 1 / 64
 """A look-up reads so much of Parts in any case, beginning with those that hold most of its rows; a further one only if
 it wants such a share of its rows. To read a Part of 16,384 vectors for one of them costs more than to encode a text."""
 
-OF_A_TEXT = ("text_hash", "id")
-"""Columns by which a row is known again."""
+NAME = "_name"
+"""Of a row, as `row_names` gives it."""
 
 
 class Fate(IntEnum):
@@ -46,9 +46,9 @@ class Found:
     fate_N: NDArray[np.int8]
     """`Fate` of each."""
     stored: pa.Table
-    """The known ones, in their order: `text_hash`, `id` and the columns asked for; without columns if none is known."""
+    """The known ones, in their order: `text_hash` and the columns asked for; without columns if none is known."""
     is_own_K: NDArray[np.bool_]
-    """Which of the known ones are stored under the id that has asked for them."""
+    """Which of the known ones are stored under the name by which they were asked for."""
 
 
 class KnownVectors:
@@ -57,23 +57,23 @@ class KnownVectors:
     Args:
         store: the output.
         index: of the Snapshot.
-        columns: of its Parts, what is wanted of them.
+        columns: of its Parts, what is wanted of them, `id` and if there is one `chunk` among it.
     """
 
     def __init__(self, store: Store, index: TextIndex, columns: tuple[str, ...]) -> None:
         self.store, self.index = store, index
-        self.columns = [name for name in columns if name not in OF_A_TEXT]
+        self.columns = [name for name in columns if name != "text_hash"]
         self._cached: OrderedDict[int, pa.Table] = OrderedDict()
         self._unreadable: set[int] = set()
 
-    def look_up(self, hashes: pa.Array, ids: pa.Array) -> Found:
+    def look_up(self, hashes: pa.Array, names: pa.Array) -> Found:
         """Return what is known of the texts with these hashes; memory is that of the result, a Part and the cache.
 
         Args:
             hashes: N × fixed_size_binary(16).
-            ids: of N documents; of equal texts in the Parts that are read, the one that has the same id is taken.
+            names: of N rows, as `row_names` gives them; of equal texts in the Parts that are read, the one of the same
+                name is taken.
         """
-        texts = _texts(ids)
         row_C, place_C = self.index.find_all(hashes)
         part_C, place_C = part_and_row(place_C)
         is_chosen_C = _in_few_parts(row_C, part_C)
@@ -92,7 +92,7 @@ class KnownVectors:
             table = self._part(part)
             if table is not None and table.num_rows:
                 asked = pa.array(rows_K)
-                at_K, is_own_K = _places(table, place_C[here_K], hashes.take(asked), texts.take(asked))
+                at_K, is_own_K = _places(table, place_C[here_K], hashes.take(asked), names.take(asked))
                 is_taken_K = is_own_K | (is_chosen_K & (at_K >= 0))
                 tables.append(table.take(pa.array(at_K[is_taken_K])))
                 rows.append(rows_K[is_taken_K])
@@ -108,11 +108,11 @@ class KnownVectors:
             self._cached.move_to_end(part)
             return self._cached[part]
         try:
-            table = read_columns(self.store, self.index.keys[part], [*OF_A_TEXT, *self.columns])
+            table = read_columns(self.store, self.index.keys[part], ["text_hash", *self.columns])
         except StorageError:
             self._unreadable.add(part)
             return None
-        self._cached[part] = table
+        table = self._cached[part] = table.append_column(NAME, row_names(table))
         while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > CACHE_BYTES:
             self._cached.popitem(last=False)
         return table
@@ -139,33 +139,46 @@ def _by_part(
         yield int(parts[nth]), order_C[starts[nth] : starts[nth] + places[nth]]
 
 
-def _places(
-    table: pa.Table, place_K: NDArray[np.int64], hashes: pa.Array, ids: pa.Array
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return where in a Part the text of each hash stands, and whether under its id.
+def row_names(rows: pa.Table) -> pa.Array:
+    """Return what tells the rows of whole documents apart: the id, and of a chunk its number and whether it is the end.
+
+    A document whose chunks all have the names and the texts they had is the same document.
 
     Args:
-        place_K: where it should stand; where the same id has the same text elsewhere in the Part, that is returned.
+        rows: N, with `id` and perhaps `chunk`; the chunks of a document follow each other from 0.
+    """
+    ids = one_array(rows["id"]).cast(pa.string())
+    if "chunk" not in rows.column_names:
+        return ids
+    chunk_N = rows["chunk"].to_numpy()
+    is_last_N = np.append(chunk_N[1:] == 0, True)[: len(chunk_N)]
+    places = (pa.array(values_N).cast(pa.string()) for values_N in (chunk_N, is_last_N))
+    return pc.binary_join_element_wise(*places, ids, "/")
+
+
+def _places(
+    table: pa.Table, place_K: NDArray[np.int64], hashes: pa.Array, names: pa.Array
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where in a Part the text of each hash stands, and whether under its name.
+
+    Args:
+        place_K: where it should stand; where it stands under its name elsewhere in the Part, that is returned.
 
     Returns:
         (K,), -1 where another text stands, and (K,).
     """
-    hashes_P, ids_P = one_array(table["text_hash"]), _texts(table["id"])
+    hashes_P, names_P = one_array(table["text_hash"]), one_array(table[NAME])
     place_K = np.minimum(place_K, table.num_rows - 1)
-    if not _equal(ids_P.take(pa.array(place_K)), ids).all():
-        own = pc.index_in(_named(hashes, ids), value_set=_named(hashes_P, ids_P))
+    if not _equal(names_P.take(pa.array(place_K)), names).all():
+        own = pc.index_in(_joined(hashes, names), value_set=_joined(hashes_P, names_P))
         place_K = pc.coalesce(own.cast(pa.int64()), pa.array(place_K)).to_numpy()
     is_same_K = _equal(hashes_P.take(pa.array(place_K)), hashes)
-    return np.where(is_same_K, place_K, -1), is_same_K & _equal(ids_P.take(pa.array(place_K)), ids)
+    return np.where(is_same_K, place_K, -1), is_same_K & _equal(names_P.take(pa.array(place_K)), names)
 
 
-def _texts(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return one_array(ids).cast(pa.string())
-
-
-def _named(hashes: pa.Array, ids: pa.Array) -> pa.Array:
-    """Return one value for each pair of a hash and an id."""
-    return pc.binary_join_element_wise(hashes.cast(pa.binary()), ids.cast(pa.binary()), b"")
+def _joined(hashes: pa.Array, names: pa.Array) -> pa.Array:
+    """Return one value for each pair of a hash and a name."""
+    return pc.binary_join_element_wise(hashes.cast(pa.binary()), names.cast(pa.binary()), b"")
 
 
 def _equal(some: pa.Array, others: pa.Array) -> NDArray[np.bool_]:
