@@ -340,24 +340,3 @@ def test_a_config_without_the_section_is_told_so(tmp_path: Path, capsys: pytest.
     sections = {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
     assert main(["features", written_config(tmp_path / "job.yaml", **sections)]) == 2
     assert "the config has no section features" in capsys.readouterr().err
-
-
-def test_the_chunks_of_a_long_text_become_one_row_by_each_way_of_pooling(tmp_path: Path, m3e_small: Path) -> None:
-    table = pa.table({"id": ["long", "short"], "text": ["这家酒店很好，早餐也不错。" * 6, "一般"]})
-    job = Job(tmp_path, table)
-    recipe = ["max_tokens=24", "long_text=chunk", "compute=float32", f"model={m3e_small}"]
-    chunks = job.embed(*(f"recipe.{override}" for override in recipe)).to_table().sort_by("chunk")
-    assert chunks.num_rows >= 5
-    vectors_ND = embeddings_of(chunks.filter(pc.equal(chunks["id"], "long")))
-    tokens_N1 = chunks.filter(pc.equal(chunks["id"], "long"))["tokens"].to_numpy()[:, None]
-    expected = {
-        "mean": vectors_ND.mean(axis=0),
-        "max": vectors_ND.max(axis=0),
-        "first": vectors_ND[0],
-        "by_tokens": (vectors_ND * tokens_N1).sum(axis=0),
-    }
-    for pool, vector_D in expected.items():
-        run = job.features(f"features.pool={pool}")
-        assert rows_of(run)["id"].to_pylist() == ["long", "short"]
-        np.testing.assert_allclose(embeddings_of(rows_of(run))[0], unit(vector_D), atol=1e-6)
-        assert run.table.record.totals["documents"] == 2

@@ -28,28 +28,6 @@ def known_at(job: Job, id: Any, *times: datetime.datetime) -> list[NDArray[np.fl
     return [None if row is None else np.array(row, np.float32) for row in joined["embedding"].to_pylist()]
 
 
-def test_a_long_text_whose_end_was_changed_or_cut_off_is_not_known_before_it(tmp_path: Path, m3e_small: Path) -> None:
-    recipe = [f"recipe.model={m3e_small}", "recipe.max_tokens=24", "recipe.long_text=chunk", "recipe.compute=float32"]
-    table = pa.table({"id": [1, 2], "text": ["这家酒店很好，早餐也不错。" * 4, "一般"]})
-    job = Job(tmp_path, table)
-
-    def night(text: str) -> pa.Table:
-        pq.write_table(table.set_column(1, "text", pa.array([text, "一般"])), job.file)
-        return job.embed(*recipe).to_table().sort_by([("id", "ascending"), ("chunk", "ascending")])
-
-    text = table["text"][0].as_py()
-    chunks = night(text)
-    for changed in (f"{text}但是房间很小。", text[: chunks["char_end"][0].as_py()]):
-        between = now()
-        chunks = night(changed)
-        assert chunks["created_timestamp"][0].as_py() < between, "the first chunk has the vector of before"
-        before, after = known_at(job, 1, between, now())
-        assert before is None
-        assert after is not None
-        np.testing.assert_allclose(after, embeddings_of(job.features().table.dataset().to_table())[0])
-        assert known_at(job, 2, between)[0] is not None
-
-
 @pytest.mark.parametrize(
     "column",
     [
