@@ -25,6 +25,12 @@ LEAST_OF_OPTIONAL: dict[str, Any] = {
     "gate": {"canary": "canary.parquet"},
 }
 
+BESIDE: dict[str, tuple[dict[str, str], ...]] = {
+    "recipe": ({"model": "org/name"},),
+    "features": ({"stored": "int8"}, {"stored": "binary"}),
+}
+"""By section: values that some values of other keys need beside them."""
+
 
 def config_table() -> str:
     """Return one table row per config field: key, default, what the models say of it."""
@@ -91,8 +97,13 @@ def _choices(section: str, key: str, field: FieldInfo) -> list[str]:
 
 
 def _is_accepted(section: str, key: str, value: str) -> bool:
-    values = {name: dict(fields) for name, fields in LEAST.items()}
-    values.setdefault(section, dict(LEAST_OF_OPTIONAL.get(section, {})))[key] = value
+    """Whether a value is taken, by itself or beside a value of another key that it needs."""
+    return any(_is_valid(section, {**beside, key: value}) for beside in ({}, *BESIDE.get(section, ())))
+
+
+def _is_valid(section: str, fields: dict[str, str]) -> bool:
+    values = {name: dict(least) for name, least in LEAST.items()}
+    values.setdefault(section, dict(LEAST_OF_OPTIONAL.get(section, {}))).update(fields)
     try:
         JobConfig.model_validate(values)
     except ValidationError:
