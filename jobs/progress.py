@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -151,7 +152,9 @@ class Progress:
         self.mode = chosen_mode(mode, self.stream)
         self.clock = clock
         self.status = Status()
+        self.phase_at: float | None = None
         self.line_at: float | None = None
+        self.over, self.speaking = threading.Event(), threading.Lock()
         self.live: Live | None = None
         self.redirected: list[logging.StreamHandler[TextIO]] = []
 
@@ -165,11 +168,14 @@ class Progress:
             before = sys.stderr
             self.live.start()
             self.redirected = redirect_log_handlers(before, sys.stderr)
+        if self.mode == "lines":
+            threading.Thread(target=self._speak_up, name="progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.over.set()
         if self.live is not None:
             self.live.stop()
             for handler in self.redirected:
@@ -180,7 +186,7 @@ class Progress:
         """Say what the run does now: `planning`, `starting encoders`, `embedding`, `publishing`."""
         self.status = replace(self.status, phase=text)
         if self.mode == "lines":
-            self.line_at = self.clock()
+            self.phase_at = self.line_at = self.clock()
             log.info("progress phase=%s", text.replace(" ", "_"))
 
     def update(
@@ -208,8 +214,23 @@ class Progress:
         )
         if self.line_at is None:
             self.line_at = now
-        if self.mode == "lines" and now - self.line_at >= LINE_SECONDS:
+        self._line()
+
+    def _speak_up(self) -> None:
+        """Write the lines of phases in which nothing is heard for long: a first Block may take minutes."""
+        while not self.over.wait(LINE_SECONDS / 6):
+            self._line()
+
+    def _line(self) -> None:
+        """Write a line if the last one is old enough; of a phase without figures how long it has taken."""
+        with self.speaking:
+            now = self.clock()
+            if self.mode != "lines" or self.line_at is None or now - self.line_at < LINE_SECONDS:
+                return
             self.line_at = now
+        if self.status.updated_at is None and self.phase_at is not None:
+            log.info("progress phase=%s seconds=%d", self.status.phase.replace(" ", "_"), now - self.phase_at)
+        else:
             log.info(line_text(self.status, now))
 
     def bar(self) -> "Table":

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import time
 from itertools import pairwise
 
 import pytest
@@ -183,6 +184,19 @@ def test_lines_come_at_most_every_thirty_seconds_and_at_each_phase(caplog: pytes
     assert rows == ["rows=30", "rows=60", "rows=90"]
     assert caplog.messages[0] == "progress phase=embedding"
     assert caplog.messages[-1] == "progress phase=publishing"
+
+
+def test_a_phase_in_which_nothing_is_heard_for_long_is_told_again_with_its_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("jobs.progress.LINE_SECONDS", 0.06)
+    with Progress("lines", io.StringIO()) as progress:
+        progress.phase("waiting for the first Block")
+        deadline = time.monotonic() + 30
+        while len(caplog.messages) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.messages[1:3] == ["progress phase=waiting_for_the_first_Block seconds=0"] * 2
 
 
 def test_quiet_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:

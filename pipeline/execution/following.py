@@ -54,6 +54,7 @@ def follow(
     """
     receipts: list[BlockReceipt] = []
     journalled, last_entry = 0, time.perf_counter()
+    watch(Progress("waiting for the first Block"))
     try:
         for receipt in blocks:
             now = time.perf_counter()
