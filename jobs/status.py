@@ -20,6 +20,9 @@ FATES = ("embedded", "reused", "quarantined", "deduplicated")
 WATCH_SECONDS = 3.0
 """A run journals as often as that."""
 
+PATIENCE_SECONDS = 60.0
+"""Of --watch, with a run that has been submitted and still plans."""
+
 SHOWN_SNAPSHOTS = 10
 
 
@@ -30,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.storage.filesystem import Store
 
     store = Store(output_of(options.output, options.overrides).uri)
-    standing = _read(store)
+    standing = _read(store, PATIENCE_SECONDS if options.watch else 0.0)
     if options.watch:
         standing = watch(store, standing, options)
     plan = None if options.watch else _plan_of(options)
@@ -43,8 +46,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(store: "Store") -> "Standing":
+def _read(store: "Store", patience_seconds: float = 0.0) -> "Standing":
     """Return what stands in an output.
+
+    Args:
+        patience_seconds: how long a run that has just been submitted may take to claim it.
 
     Raises:
         StorageError: nothing does, neither a Snapshot nor a run.
@@ -52,9 +58,14 @@ def _read(store: "Store") -> "Standing":
     from pipeline.execution.planning.standing import read_standing
 
     store.check_reachable()
-    standing = read_standing(store)
-    if not standing.published and not standing.unfinished:
-        raise StorageError(f"{store.uri}: no snapshot is published there; check the address, or run `embed` first")
+    deadline = time.monotonic() + patience_seconds
+    while not (standing := read_standing(store)).published and not standing.unfinished:
+        if time.monotonic() >= deadline:
+            raise StorageError(
+                f"{store.uri}: no snapshot is published there, and no run works on it yet; check the address, run "
+                "`embed` first, or --watch for a run that was just submitted"
+            )
+        time.sleep(WATCH_SECONDS)
     return standing
 
 

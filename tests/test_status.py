@@ -139,3 +139,15 @@ def test_watching_an_output_on_which_nobody_works_ends_at_once(
     run_inline(config)
     assert main(["status", config_path, "--watch"]) == 0
     assert "1 snapshot, newest 1" in capsys.readouterr().err
+
+
+def test_watching_waits_for_a_run_that_was_just_submitted_and_not_for_ever(
+    config_path: str, config: JobConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.status.PATIENCE_SECONDS", 0.0)
+    assert main(["status", config_path, "--watch"]) == 1
+    assert "--watch for a run that was just submitted" in capsys.readouterr().err
+    monkeypatch.setattr("jobs.status.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("jobs.status.time.sleep", lambda seconds: run_inline(config))
+    assert main(["status", config_path, "--watch"]) == 0
+    assert "1 snapshot, newest 1" in capsys.readouterr().err
