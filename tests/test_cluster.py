@@ -9,7 +9,7 @@ import ray
 
 from pipeline.config import Runtime
 from pipeline.errors import ConfigError, EncoderError, PipelineError
-from pipeline.execution.clusters.cluster import divide, start_ray
+from pipeline.execution.clusters.cluster import divide, living, lost_since, start_ray
 from pipeline.execution.clusters.reach import check_answers
 
 
@@ -57,8 +57,19 @@ def test_an_address_without_a_port_is_left_to_ray(address: str) -> None:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of a head, a node of CPUs, and a node with GPUs and accelerators of another kind."""
     offers = [{}, {"CPU": 8.0, "node:a": 1.0}, {"CPU": 4.0, "GPU": 2.0, "accelerator": 3.0}]
-    found = [{"NodeID": f"{number}", "Alive": True, "Resources": offer} for number, offer in enumerate(offers)]
+    found = [
+        {"NodeID": f"{number}", "NodeManagerHostname": f"host-{number}", "Alive": True, "Resources": offer}
+        for number, offer in enumerate(offers)
+    ]
     monkeypatch.setattr(ray, "nodes", lambda: found)
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_node_that_has_gone_is_named() -> None:
+    before = living()
+    assert lost_since(before) == []
+    (told,) = lost_since({**before, "9": "far.example"})
+    assert told == "1 node of the cluster went during the run (far.example); others did its work"
 
 
 @pytest.mark.usefixtures("nodes")

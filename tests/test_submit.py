@@ -101,6 +101,7 @@ def test_a_submitted_run_outlives_its_terminal_and_its_nodes_and_goes_on_where_o
     followed = submit(cluster, "--logs", "outlives")
     assert followed.code == 0, followed.stdout[-3000:]
     assert "outlives: succeeded" in followed.stdout
+    assert "2 nodes of the cluster went during the run" in followed.stdout
     assert published_ids(config) == list(range(FILES * ROWS_PER_FILE))
 
 

@@ -19,6 +19,7 @@ from pipeline.execution.attempts import none_healthy
 from pipeline.execution.clusters.local_data import use_actors_of_a_cluster
 from pipeline.execution.clusters.local_ray import OBJECT_STORE_BYTES, of_this_machine
 from pipeline.execution.clusters.reach import check_answers
+from pipeline.units import counted
 
 Resources = Mapping[str, float]
 """What a node offers, by Ray's names."""
@@ -256,8 +257,22 @@ def hosts() -> list[str]:
     return [f"{node['NodeManagerHostname']} ({_offer(node['Resources'])})" for node in nodes]
 
 
+def living() -> dict[str, str]:
+    """Return the host of each living node of the cluster by its id."""
+    return {node["NodeID"]: str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}
+
+
+def lost_since(before: Mapping[str, str]) -> list[str]:
+    """Return a warning that names the nodes that were living before and are not now; nothing if all are."""
+    now = living()
+    gone = sorted(host for node, host in before.items() if node not in now)
+    if not gone:
+        return []
+    return [f"{counted(len(gone), 'node')} of the cluster went during the run ({', '.join(gone)}); others did its work"]
+
+
 def _offer(resources: Resources) -> str:
-    gpus = [f"{resources['GPU']:g} GPUs"] if resources.get("GPU") else []
+    gpus = [counted(round(resources["GPU"]), "GPU")] if resources.get("GPU") else []
     memory = f"{resources.get('memory', 0) / 1e9:.0f} GB"
     return ", ".join([f"{resources.get('CPU', 0):g} CPUs", *gpus, memory])
 

@@ -18,6 +18,8 @@ from pipeline.execution.clusters.cluster import (
     configure_data,
     divide,
     hosts,
+    living,
+    lost_since,
     ray_cores,
     short_of_cores,
     start_ray,
@@ -77,7 +79,9 @@ def on_ray(config: JobConfig, early: EarlyEncoder | None, report: RunReport) -> 
         report.warnings += short_of_cores(shares, ray_cores())
         report.executor = "ray"
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
+        present = living()
         yield RayExecutor(config.runtime, shares, early)
+        report.warnings += lost_since(present)
     finally:
         if not isinstance(sys.exception(), Stopped):
             stopping = time.perf_counter()
