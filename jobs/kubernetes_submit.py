@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from jobs.manifests import Manifest, Run, every_night, every_night_by_cron, once
-from jobs.submit_config import config_text, wanted
+from jobs.submit_config import addresses, config_text, wanted
 from pipeline.errors import ConfigError, PipelineError, SnapshotConflict
 from pipeline.fingerprint import fingerprint
 from pipeline.optional import library
@@ -53,6 +53,9 @@ def asked_run(options: argparse.Namespace, night: date) -> Run:
         ConfigError: command, config or name are wrong, or no image is named.
     """
     asked = wanted(options.words, options.remote)
+    for key, uri in addresses(asked.config):
+        if "://" not in uri and key != "recipe.model":  # which an image may hold
+            raise ConfigError(f"{key} is {uri!r}, a folder that no pod has; give an address on object storage")
     if not options.image:
         raise ConfigError("--kubernetes needs --image, built of docker/Dockerfile: pods run the code that is in it")
     dated = [night.strftime("%Y%m%d")] if options.kubernetes == "rayjob" else []

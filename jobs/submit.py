@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -158,7 +157,6 @@ def _list(cluster: "Cluster", as_json: bool) -> int:
         print(json.dumps([_facts(run) for run in runs], ensure_ascii=False))
         return 0
     wide = max((len(run.name) for run in runs), default=0)
-    wide = min(wide, max(20, shutil.get_terminal_size().columns - 50))
     for run in runs:
         since = run.started_at.astimezone().strftime("%m-%d %H:%M") if run.started_at else "waits"
         took = duration(run.seconds) if run.seconds is not None else ""

@@ -51,13 +51,13 @@ def wanted(words: Sequence[str], options: Sequence[str] = ()) -> Wanted:
     name = SECTIONS.get(command, "output")
     if (section := getattr(config, name)) is None:
         raise ConfigError(f"{command} needs the section {name}, which {path} lacks")
-    for key, uri in _addresses(config):
+    for key, uri in addresses(config):
         if "://" not in uri and not Path(uri).is_absolute():
             raise ConfigError(f"{key} is {uri!r}, which is a path below this folder; the nodes need an address or /…")
     return Wanted(command, tuple(options), config, section.uri)
 
 
-def _addresses(config: JobConfig) -> Iterator[tuple[str, str]]:
+def addresses(config: JobConfig) -> Iterator[tuple[str, str]]:
     """Yield every key that names a place, and the place."""
     yield from ((f"source.uri[{number}]", uri) for number, uri in enumerate(config.source.uri))
     yield "output.uri", config.output.uri

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from pipeline.execution.planning.estimate import PlanSummary
     from pipeline.execution.reporting.metrics import RunReport
 
+SHORTEST_SECONDS = 0.05
+"""Of a phase that is told."""
+
 
 def summary_text(report: "RunReport") -> str:
     """Return the end of a run in at most ten aligned lines; what does not apply is left out."""
@@ -104,7 +107,11 @@ def _time(report: "RunReport") -> str:
     """Return the share of each stage, then the wall time of each phase."""
     spent = sum(report.stage_seconds.values())
     stages = [f"{stage} {percent(seconds / spent)}" for stage, seconds in report.stage_seconds.items() if spent]
-    phases = [f"{name} {duration(seconds)}" for name, seconds in report.seconds.items() if name != "total"]
+    phases = [
+        f"{name} {duration(seconds)}"
+        for name, seconds in report.seconds.items()
+        if name != "total" and seconds >= SHORTEST_SECONDS
+    ]
     return " | ".join(filter(None, [", ".join(stages), ", ".join(phases)]))
 
 

@@ -111,6 +111,11 @@ def test_a_number_that_is_left_to_the_cluster_is_refused() -> None:
         manifests("rayjob", "embed", str(ROOT / "configs/xiaobu.yaml"))
 
 
+def test_a_folder_that_no_pod_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"output\.uri is '/data/out', a folder that no pod has"):
+        manifests("rayjob", "embed", str(ROOT / "configs/gpu.yaml"), "runtime.encoders=4", "output.uri=/data/out")
+
+
 def test_credentials_are_named_and_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     text = rendered(of_gpus("rayjob") + of_gpus("cronjob"))

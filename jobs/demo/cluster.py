@@ -84,7 +84,8 @@ def _submit_demo(environment: dict[str, str]) -> int:
 def _wait(folder: Path, workers: list[int]) -> None:
     environment = folder / ENVIRONMENT_FILE
     _say(f"""
-The cluster goes on until Ctrl-C here or `make cluster-stop` elsewhere. In another terminal:
+The cluster goes on until Ctrl-C here or `make cluster-stop` elsewhere. In another terminal, in this folder:
+  source {Path(sys.prefix) / "bin" / "activate"}
   source {environment}
   python -m jobs submit embed configs/demo.yaml recipe.dimensions=256 output.uri=s3://demo/second/ --no-wait
   python -m jobs submit --list                     # then --logs NAME, --stop NAME, and the first line again

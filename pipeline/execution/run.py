@@ -126,8 +126,11 @@ def _work(
         check_current(store, plan)
         planned_at = record_plan(store, plan, plan.run_key)
         journal = open_journal(store, plan, claim)
+        watch(Progress("reading the model"))
+        reading = time.perf_counter()
         description = describe(plan.model)
         output_dimension(config, description)
+        report.seconds["model"] = time.perf_counter() - reading
         receipts: list[BlockReceipt] = []
         if plan.embed:
             receipts = _encode_missing(config, plan, store, description, planned_at, journal, report, watch)

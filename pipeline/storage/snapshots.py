@@ -232,8 +232,10 @@ def open_snapshot(uri: str, number: int | None = None) -> Snapshot:
     store.check_reachable()
     snapshot = load_snapshot(store, number)
     if snapshot is None:
-        which = "no snapshot is" if number is None else f"snapshot {number} is not"
-        raise StorageError(f"{store.uri}: {which} published there; check the address, or run `embed` first")
+        if there := snapshot_numbers(store):
+            told = ", ".join(map(str, there))
+            raise StorageError(f"{store.uri}: snapshot {number} is not published there; these are: {told}")
+        raise StorageError(f"{store.uri}: no snapshot is published there; check the address, or run `embed` first")
     return snapshot
 
 

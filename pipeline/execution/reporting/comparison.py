@@ -34,10 +34,11 @@ def compared(report: "RunReport") -> list[Compared]:
     if not estimate or report.outcome != "published":
         return []
     seconds = estimate["seconds"]
+    rate = estimate["tokens"] / seconds["run"] if seconds["run"] else None  # all texts were known
     truncated = report.truncated / report.embedded if report.embedded else 0.0
     figures: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
         ("Tokens", estimate["tokens"], report.tokens, thousands),
-        ("Tokens per second", estimate["tokens"] / seconds["run"], report.tokens_per_second, thousands),
+        ("Tokens per second", rate, report.tokens_per_second, thousands),
         ("Time of the start", seconds["start"], report.seconds.get("start"), duration),
         ("Time of encoding", seconds["run"], report.seconds.get("run"), duration),
         ("Time in all", seconds["total"], report.seconds.get("total"), duration),

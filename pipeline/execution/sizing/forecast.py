@@ -163,7 +163,7 @@ def forecast(
         seconds=seconds,
         encoder_hours=encoders * held / 3600,
         price_per_hour=price_per_hour,
-        rows_per_part=config.output.rows_per_part if plan.parent else recommended_rows(texts, pace.best),
+        rows_per_part=_rows_per_part(config, plan, texts, pace),
         batch_tokens=pace.best.batch_tokens,
         notes=tuple(notes),
         by_kind={kind: asdict(seen) for kind, seen in sample.by_kind.items()},
@@ -175,6 +175,12 @@ def _texts(config: JobConfig, sample: CorpusSample, whole: Seen, description: Mo
     width = output_dimension(config, description) * STORED_BYTES[config.recipe.stored]
     prompt = tokenizer_spec(config.recipe, description).prompt
     return Texts(sample.tokens, prompt, rate, round(whole.rows), width)
+
+
+def _rows_per_part(config: JobConfig, plan: Plan, texts: Texts, pace: Pace) -> int:
+    """Return what the texts recommend; the config's own where Parts stand already, or all rows are one Block anyway."""
+    own, better = config.output.rows_per_part, recommended_rows(texts, pace.best)
+    return own if plan.parent or texts.source_rows <= min(own, better) else better
 
 
 def _given(config: JobConfig, texts: Texts, tokens_per_second: float) -> Pace:
