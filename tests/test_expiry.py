@@ -23,6 +23,7 @@ from pipeline.storage.claim import Claim
 from pipeline.storage.expiry import Expiry, expire, find_removals, sweep
 from pipeline.storage.filesystem import Store
 from pipeline.storage.journal import condemn_run
+from pipeline.storage.parquet import part_key
 from pipeline.storage.rollback import roll_back
 from pipeline.storage.snapshots import (
     load_snapshot,
@@ -206,6 +207,19 @@ def test_an_expiry_that_slept_takes_nothing_from_a_rollback_meanwhile(tmp_path: 
     assert verify(open_snapshot(local.uri)).is_sound
     assert removed(swept(local, keep=1))[0] == "snapshot 3"
     assert open_snapshot(local.uri).to_table().equals(rows)
+
+
+def test_no_expiry_removes_the_parts_of_a_rollback_that_stands_still(tmp_path: Path, local: Store) -> None:
+    published(tmp_path / "corpus", local, days=3)
+    parts = [part_key(part.kind, folder, part.path) for folder, part in open_snapshot(local.uri, 2).placed_parts()]
+    marker, soon = f"_meta/claims/00000004/{'0' * 32}.back-to-00000002", time.time() + 60
+    local.put(marker, b"")
+    os.utime(local.path_of(marker), (soon + 1, soon + 1))
+    for _ in range(2):  # the second one takes them for Parts of a dead run
+        with pytest.raises(SnapshotConflict, match="a rollback goes back to snapshot 2"):
+            sweep(local, find_removals(local, 1, soon, with_leftovers=True))
+        assert snapshot_numbers(local) == [3]
+    assert all(local.stat(key) for key in parts)
 
 
 def test_a_rollback_to_what_expires_meanwhile_publishes_nothing_and_leaves_nothing(

@@ -225,8 +225,9 @@ def sweep(store: Store, expiry: Expiry) -> None:
         if removal.snapshot is not None:
             withdraw_snapshot(store, removal.snapshot)
         withdrawn.append(removal)
-    numbers = {removal.snapshot for removal in withdrawn if removal.snapshot is not None}
-    if numbers and (wanted := numbers & wanted_back(store, expiry.kept[-1])):
+    # Also one that an expiry before this has withdrawn: its Parts are those of a dead run now.
+    wanted = wanted_back(store, (expiry.kept or (0,))[-1]) - set(expiry.kept)
+    if wanted and any(removal.rest for removal in withdrawn):
         raise SnapshotConflict(f"{store.uri}: a rollback goes back to snapshot {max(wanted)} meanwhile; run again")
     with ThreadPoolExecutor(REMOVERS) as pool:
         for removal in withdrawn:

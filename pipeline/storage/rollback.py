@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pipeline
-from pipeline.errors import ConfigError, SnapshotConflict, StorageError
+from pipeline.errors import ConfigError, PipelineError, SnapshotConflict, StorageError
 from pipeline.records import Part
 from pipeline.storage.claim import Claim
 from pipeline.storage.filesystem import Store
@@ -21,7 +21,8 @@ def wanted_back(store: Store, newest: int) -> set[int]:
     """Return the Snapshots that rollbacks have begun to publish again, under numbers beyond the newest.
 
     Who goes back to a Snapshot writes that and then looks whether it is withdrawn; who removes one withdraws it and
-    then looks whether that is written. So at least one of them sees the other, however long either stands still.
+    then looks whether that is written. So at least one of them sees the other, however long either stands still within
+    the grace of the expiry, which takes what is older for that of a dead process.
     """
     found = (ROLLBACK_FILE.fullmatch(key) for key in store.files("_meta/claims"))
     return {int(match[2]) for match in found if match and int(match[1]) > newest}
@@ -53,24 +54,33 @@ def roll_back(store: Store, number: int) -> Snapshot:
     if newest.parts.equals(old.parts) and newest.shards.equals(old.shards):
         return newest
     with Claim(store, newest.number + 1) as claim:
-        store.put(f"{claim.folder}/{claim.driver}.back-to-{number:08d}", b"")
-        numbers = snapshot_numbers(store)
-        if numbers[-1] != newest.number:
-            raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; look, and roll back again")
-        if number not in numbers:
-            raise SnapshotConflict(f"{store.uri}: snapshot {number} has expired meanwhile; go back to a newer one")
-        parts = old.placed_parts()
-        _check_parts(store, old, parts)
-        record = replace(
-            old.record,
-            number=newest.number + 1,
-            parent=newest.number,
-            published_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            pipeline_version=pipeline.__version__,
-            driver=claim.driver,
-            has_changes=newest.record.has_changes and old.record.duplicate_ids != "allow",
-        )
-        return publish_snapshot(store, record, parts, old.shards.to_pylist())
+        marker = f"{claim.folder}/{claim.driver}.back-to-{number:08d}"
+        store.put(marker, b"")
+        try:
+            return _published_again(store, old, newest, claim.driver)
+        except PipelineError:
+            store.delete(marker)  # no expiry has to wait for what is given up
+            raise
+
+
+def _published_again(store: Store, old: Snapshot, newest: Snapshot, driver: str) -> Snapshot:
+    numbers = snapshot_numbers(store)
+    if numbers[-1] != newest.number:
+        raise SnapshotConflict(f"{store.uri}: another run has published meanwhile; look, and roll back again")
+    if old.number not in numbers:
+        raise SnapshotConflict(f"{store.uri}: snapshot {old.number} has expired meanwhile; go back to a newer one")
+    parts = old.placed_parts()
+    _check_parts(store, old, parts)
+    record = replace(
+        old.record,
+        number=newest.number + 1,
+        parent=newest.number,
+        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        pipeline_version=pipeline.__version__,
+        driver=driver,
+        has_changes=newest.record.has_changes and old.record.duplicate_ids != "allow",
+    )
+    return publish_snapshot(store, record, parts, old.shards.to_pylist())
 
 
 def _check_parts(store: Store, snapshot: Snapshot, parts: Sequence[tuple[str, Part]]) -> None:
