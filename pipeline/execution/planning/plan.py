@@ -14,7 +14,7 @@ from pipeline.execution.planning.calibrated import with_calibration
 from pipeline.execution.planning.have import Carried, find_have, is_complete
 from pipeline.execution.planning.model import ModelReference, recipe_fingerprint, resolve_model
 from pipeline.execution.planning.rounds import KeyOf, Round, quarantined, read_rounds, run_key_of
-from pipeline.execution.planning.shards import cut_shards, row_groups_of, without_rows
+from pipeline.execution.planning.shards import READ_AS, cut_shards, row_groups_of, without_rows
 from pipeline.execution.planning.witness import document_schema_of
 from pipeline.execution.proof.duplicates import find_repeated_rows
 from pipeline.fingerprint import JsonValue
@@ -105,7 +105,8 @@ def make_plan(config: JobConfig, store: Store, retry: Collection[Reason] = ()) -
     number = parent.number + 1 if parent else 1
     sources: list[JsonValue] = [[file.uri, file.version, file.size_bytes] for file in files]
     # Rows left out are part of what is to be done; without any, the key is that of a run that looks for none.
-    identity: list[JsonValue] = [number - 1, recipe, layout, sources, *sorted(dropped)]
+    read_as = sorted({READ_AS[file.format] for file in files if file.format in READ_AS})
+    identity: list[JsonValue] = [number - 1, recipe, layout, sources, *read_as, *sorted(dropped)]
     key_of = partial(run_key_of, identity, condemned_runs(store))
     plan = Plan(
         number=number,
