@@ -166,6 +166,10 @@ def test_a_file_that_was_mended_does_not_make_up_for_one_that_cannot_be_read_any
     (corpus.folder / "c.jsonl.gz").write_bytes(broken)
     (corpus.folder / "d.jsonl.gz").unlink()
     assert run_in_process(corpus.config, loose, max_deleted=1.0).snapshot == 3, "what was unreadable before is no news"
+    (corpus.folder / "c.jsonl.gz").rename(corpus.folder / "c-of-today.jsonl.gz")
+    corpus.write(a=rows(0, 20), b=rows(20, 39))
+    (corpus.folder / "c-of-today.jsonl.gz").write_bytes(broken)
+    assert run_in_process(corpus.config, loose, max_deleted=1.0).snapshot == 4, "nor is it under another name"
 
 
 @pytest.mark.parametrize(

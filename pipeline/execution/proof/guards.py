@@ -1,7 +1,8 @@
 """What a nightly run refuses to publish: a Snapshot that has lost what nobody meant to delete."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import orjson
 
@@ -12,6 +13,7 @@ from pipeline.parallel import in_order
 from pipeline.records import Reason
 from pipeline.storage.filesystem import Store
 from pipeline.storage.parquet import read_columns
+from pipeline.storage.snapshots import Snapshot
 from pipeline.units import byte_size, counted, percent
 
 ALLOW = "if this is meant, run again with --allow-deletes"
@@ -26,13 +28,18 @@ def check_sources(plan: Plan) -> None:
     empty = {file.uri for file in plan.files if file.size_bytes == 0}
     if plan.parent is None or not empty:
         return
-    sources = (orjson.loads(sources) for sources in plan.parent.shards["sources"].to_pylist())
-    emptied = sorted({uri for of_shard in sources for uri, *_, size_bytes in of_shard if uri in empty and size_bytes})
+    emptied = sorted({uri for uri, *_, size_bytes in _sources_of(plan.parent) if uri in empty and size_bytes})
     if emptied:
         raise SourceError(
             f"{counted(len(emptied), 'file')} of 0 bytes held rows in snapshot {plan.parent.number}, for instance "
             f"{emptied[0]}; write again or remove what is empty, or, {ALLOW}"
         )
+
+
+def _sources_of(snapshot: Snapshot) -> Iterator[list[Any]]:
+    """Yield [URI, version, …, size in bytes] of every file of every Shard."""
+    for of_shard in snapshot.shards["sources"].to_pylist():
+        yield from orjson.loads(of_shard)
 
 
 def check_deletes(plan: Plan, parts: Sequence[ComparedPart], allowed: float) -> None:
@@ -54,7 +61,7 @@ def check_deletes(plan: Plan, parts: Sequence[ComparedPart], allowed: float) -> 
         return
     gone, number = counted(found.removed, "id"), plan.parent.number
     kept = f"Nothing was published, what was encoded is kept; {ALLOW}"
-    unreadable = _newly_unreadable(store, before, parts)
+    unreadable = _newly_unreadable(plan, plan.parent, before, parts)
     if unreadable:
         raise DeletionRefused(
             f"{byte_size(sum(unreadable.values()))} of the source cannot be read since snapshot {number} (in "
@@ -68,17 +75,27 @@ def check_deletes(plan: Plan, parts: Sequence[ComparedPart], allowed: float) -> 
         )
 
 
-def _newly_unreadable(store: Store, before: Sequence[ComparedPart], after: Sequence[ComparedPart]) -> dict[str, int]:
+def _newly_unreadable(
+    plan: Plan, parent: Snapshot, before: Sequence[ComparedPart], after: Sequence[ComparedPart]
+) -> dict[str, int]:
     """Return the bytes that cannot be read of each file of which that is more than in the Snapshot before.
 
-    The files are compared one by one: what was mended in one says nothing of what was lost in another.
+    The files are compared one by one: what was mended in one says nothing of what was lost in another. Only files under
+    new names are compared together with those that are gone: a corpus may be written anew every night.
     """
     in_both = {part.name for part in before} & {part.name for part in after}
     was, now = (
-        _unreadable_bytes(store, [part.key for part in parts if part.kind == "quarantine" and part.name not in in_both])
+        _unreadable_bytes(
+            parent.store, [part.key for part in parts if part.kind == "quarantine" and part.name not in in_both]
+        )
         for parts in (before, after)
     )
-    return {uri: size_bytes for uri, size_bytes in now.items() if size_bytes > was[uri]}
+    grown = {uri: size_bytes for uri, size_bytes in now.items() if size_bytes > was[uri]}
+    known = {uri for uri, *_ in _sources_of(parent)}
+    new, present = grown.keys() - known, {file.uri for file in plan.files}
+    if sum(grown[uri] for uri in new) <= sum(size_bytes for uri, size_bytes in was.items() if uri not in present):
+        return {uri: size_bytes for uri, size_bytes in grown.items() if uri not in new}
+    return grown
 
 
 def _unreadable_bytes(store: Store, keys: Sequence[str]) -> Counter[str]:
