@@ -60,7 +60,10 @@ def _write_ids(path: str, found: "Iterator[tuple[str, pa.Array]]") -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [pa.table({"change": pa.repeat(kind, len(ids)), "id": ids}) for kind, ids in found]
+    of_parts = list(found)
+    types = {ids.type for _, ids in of_parts}
+    told = types.pop() if len(types) == 1 else pa.string()  # the source may have changed the type of its ids
+    tables = [pa.table({"change": pa.repeat(kind, len(ids)), "id": ids.cast(told)}) for kind, ids in of_parts]
     try:
         pq.write_table(pa.concat_tables(tables) if tables else pa.table({"change": [], "id": []}), path)
     except OSError as error:

@@ -53,7 +53,7 @@ def asked_run(options: argparse.Namespace, night: date) -> Run:
         ConfigError: command, config or name are wrong, or no image is named.
     """
     asked = wanted(options.words, options.remote)
-    for key, uri in addresses(asked.config):
+    for key, uri in addresses(asked.command, asked.config):
         if "://" not in uri and key != "recipe.model":  # which an image may hold
             raise ConfigError(f"{key} is {uri!r}, a folder that no pod has; give an address on object storage")
     if not options.image:

@@ -263,6 +263,14 @@ def test_a_path_that_only_this_folder_knows_is_refused(tmp_path: Path, override:
         wanted(["evaluate", config, override])
 
 
+def test_what_changes_the_config_stands_before_the_dashes(tmp_path: Path) -> None:
+    sections = {"source": {"uri": "s3://corpus/"}, "recipe": {"model": "org/name"}, "output": {"uri": "s3://out/"}}
+    config = written_config(tmp_path / "job.yaml", **sections, evaluation={"uri": "lab"})
+    with pytest.raises(ConfigError, match=r"output\.uri=s3://other/ changes the config and stands before --"):
+        wanted(["nightly", config], ["--allow-deletes", "output.uri=s3://other/"])
+    assert wanted(["nightly", config]).output == "s3://out/", "where an evaluation goes is none of a night's business"
+
+
 def test_results_of_an_evaluation_are_not_those_of_its_output(tmp_path: Path) -> None:
     sections = {"source": {"uri": "s3://corpus/"}, "recipe": {"model": "org/name"}, "output": {"uri": "s3://out/"}}
     config = written_config(tmp_path / "job.yaml", **sections, evaluation={"uri": "s3://lab/"})
