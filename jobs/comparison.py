@@ -54,7 +54,9 @@ def compare_after(config: JobConfig, settings: Evaluation, before: "Card", recor
     trained = config.recipe.model_copy(update={"model": config.training.uri, "revision": None})
     after = _scored(config.model_copy(update={"recipe": trained}), settings, "after")
     card = trained_card(before, after, record, trained)
-    Store(config.training.uri).put("README.md", card.encode())
+    store = Store(config.training.uri)
+    store.put("README.md", card.encode())
+    store.remove_empty_folders("_meta")  # of what is written whole or not at all
     return compare(after, before, trained.normalize)
 
 

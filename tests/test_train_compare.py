@@ -83,6 +83,7 @@ def test_the_mini_set_is_scored_before_and_after_and_the_table_stands_in_the_car
     assert list(compared) == [*kinds, "mean of 6 tasks"]
     assert compared["Retrieval"]["before"] != compared["Retrieval"]["after"]
     card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert not (tmp_path / "model" / "_meta").exists()
     assert "Its weights are 25 % those of base, the rest as trained" in card.text
     for kind, points in compared.items():
         assert f"| {points['before']:.2f} | {points['after']:.2f} |" in card.text, kind
