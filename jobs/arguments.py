@@ -85,7 +85,7 @@ def _config(command: Command) -> None:
     _overrides(command)
 
 
-def _config_or_dry_run(command: Command) -> None:
+def _config_and_dry_run(command: Command) -> None:
     _config(command)
     command.add_argument("--dry-run", action="store_true", help="print what would be done; touch nothing")
 
@@ -98,7 +98,7 @@ def _overrides(command: Command) -> None:
     command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=OVERRIDE_HELP)
 
 
-def _output_alone(command: Command) -> None:
+def _output_and_overrides(command: Command) -> None:
     _output(command)
     _overrides(command)
 
@@ -116,7 +116,7 @@ def _price(command: Command) -> None:
 
 
 def _nightly(command: Command) -> None:
-    _config_or_dry_run(command)
+    _config_and_dry_run(command)
     _grace(command)
     allow = "publish whatever is deleted, whatever output.max_deleted_fraction says"
     command.add_argument("--allow-deletes", action="store_true", help=allow)
@@ -136,13 +136,13 @@ def _diff(command: Command) -> None:
 
 
 def _status(command: Command) -> None:
-    _output_alone(command)
+    _output_and_overrides(command)
     _price(command)
     command.add_argument("--watch", action="store_true", help="show it again and again until no run works on it")
 
 
 def _report(command: Command) -> None:
-    _output_alone(command)
+    _output_and_overrides(command)
     command.add_argument("--open", action="store_true", help="show it in a browser")
     texts = "draw the page anew, with texts of the source and their nearest neighbours; written to --to only"
     command.add_argument("--with-texts", action="store_true", help=texts)
@@ -150,13 +150,13 @@ def _report(command: Command) -> None:
 
 
 def _requeue(command: Command) -> None:
-    _config_or_dry_run(command)
+    _config_and_dry_run(command)
     reasons = "only rows quarantined for this reason, and the others of their shards; may be given several times"
     command.add_argument("--reason", action="append", default=[], metavar="R", help=reasons)
 
 
 def _export(command: Command) -> None:
-    _output_alone(command)
+    _output_and_overrides(command)
     formats = "delta, lance or faiss, and the address to write to"
     command.add_argument("--to", nargs=2, required=True, metavar=("FORMAT", "URI"), help=formats)
     command.add_argument("--snapshot", type=int, metavar="N", help="which (the newest)")
@@ -171,7 +171,7 @@ def _evaluate(command: Command) -> None:
 
 
 def _expire(command: Command) -> None:
-    _output_alone(command)
+    _output_and_overrides(command)
     command.add_argument("--keep", type=_at_least_one, help="snapshots that stay (output.keep_snapshots, or 7)")
     command.add_argument("--dry-run", action="store_true", help="print what would be removed; touch nothing")
     _grace(command)
@@ -183,7 +183,7 @@ def _grace(command: Command) -> None:
 
 
 def _verify(command: Command) -> None:
-    _output_alone(command)
+    _output_and_overrides(command)
     sample = "encode the texts of N random rows again and compare"
     command.add_argument("--sample", type=_count, default=0, metavar="N", help=sample)
     command.add_argument("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
@@ -256,20 +256,20 @@ def _hours(text: str) -> float:
 
 
 ARGUMENTS: dict[str, Callable[[Command], None]] = {
-    "embed": _config_or_dry_run,
+    "embed": _config_and_dry_run,
     "plan": _plan,
     "nightly": _nightly,
     "diff": _diff,
-    "changes": _output_alone,
+    "changes": _output_and_overrides,
     "status": _status,
     "report": _report,
     "requeue": _requeue,
-    "features": _config_or_dry_run,
+    "features": _config_and_dry_run,
     "export": _export,
     "evaluate": _evaluate,
     "expire": _expire,
     "verify": _verify,
-    "train": _config_or_dry_run,
+    "train": _config_and_dry_run,
     "tune": _tune,
     "submit": _submit,
     "demo": _demo,

@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
 
         failure = {"outcome": "failed", "error": refusal} if refusal else {}
         sys.stdout.write(orjson.dumps(result["facts"] | failure).decode() + "\n")
+        if refusal:
+            logger.error("failed kind=%s", GateFailed.__name__, extra={"error": refusal})
         return GateFailed.exit_code if refusal else 0
     print(result["text"])
     if refusal:

@@ -196,7 +196,7 @@ def _removal(
     dead_run: str | None = None,
 ) -> Removal:
     present = [key for key in keys if key in found]
-    goes_first = [key.startswith("_meta/runs/") or any(name.match(key) for name in FIRST) for key in present]
+    goes_first = [key.startswith("_meta/runs/") or any(pattern.fullmatch(key) for pattern in FIRST) for key in present]
     first = sorted(itertools.compress(present, goes_first), reverse=True)
     first.sort(key=lambda key: key.endswith("/plan.parquet"))
     rest = [key for key in present if key not in set(first)]

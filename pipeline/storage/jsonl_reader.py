@@ -39,18 +39,18 @@ def read_jsonl(file: SourceFile, columns: ReadColumns, open_file: OpenFile) -> I
         SourceError: the bytes are not those of the plan.
     """
     held: list[Candidates] = []
-    held_bytes, keys, has_rows = 0, set[str](), False
+    held_bytes, keys, is_decided = 0, set[str](), False
     for batch in split_lines(read_chunks(file, open_file), columns.max_line_bytes, file.size_bytes):
         parsed = _parse(batch)
         if not parsed.objects:
             continue
         held.append(_typed(parsed, columns, batch))
-        if not has_rows:
+        if not is_decided:
             held_bytes += sum(map(len, batch.lines))
             keys.update(*parsed.objects)
             breaks_off = any(why.unreadable_bytes is not None for why in batch.bad.values())
-            has_rows = columns.text_column in keys or breaks_off or held_bytes > columns.max_line_bytes
-        if has_rows:
+            is_decided = columns.text_column in keys or breaks_off or held_bytes > columns.max_line_bytes
+        if is_decided:
             yield from held
             held.clear()
     if held and keys:

@@ -111,10 +111,12 @@ def _documents_of(table: pa.Table, documents: str, grade: str | float) -> pa.Tab
 
 def _grades(of_rows: pa.ChunkedArray, candidates: pa.ListArray) -> pa.Array:
     grades = of_rows.combine_chunks()
-    counts_N2 = [pc.fill_null(pc.list_value_length(lists), 0).to_numpy() for lists in (candidates, grades)]
-    for row in np.flatnonzero(counts_N2[0] != counts_N2[1])[:1]:
+    candidates_N, grades_N = (pc.fill_null(pc.list_value_length(each), 0).to_numpy() for each in (candidates, grades))
+    differing = np.flatnonzero(candidates_N != grades_N)
+    if len(differing):
+        row = differing[0]
         raise SourceError(
-            f"row {row} of a rerank set has {counts_N2[0][row]} candidates and {counts_N2[1][row]} grades; each "
+            f"row {row} of a rerank set has {candidates_N[row]} candidates and {grades_N[row]} grades; each "
             "candidate needs one"
         )
     return pc.list_flatten(grades).cast(pa.float64())

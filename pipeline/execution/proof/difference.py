@@ -105,9 +105,7 @@ def ids_that_differ(
     for kind, hashes in found.items():
         wanted = fixed_size_binary(np.concatenate(hashes).view(np.uint8)) if hashes else pa.array([], pa.binary(16))
         for key in (old if kind == "removed" else new) if len(wanted) else ():
-            ids = read_columns(store, key, ["id"])
-            chosen = pc.is_in(fixed_size_binary(id_hashes(ids).view(np.uint8).reshape(-1, 16)), wanted)
-            if len(of_part := one_array(ids["id"]).filter(chosen).unique()):
+            if len(of_part := _ids_with(store, key, wanted)):
                 yield kind, of_part
 
 
@@ -155,15 +153,19 @@ def kinds_of(rows: NDArray[np.void]) -> dict[str, NDArray[np.int64]]:
 
 def _named(store: Store, keys: Sequence[str], wanted: Sequence[NDArray[np.void]]) -> list[str]:
     """Return the ids that have these hashes."""
-    hashes = {(int(row["high"]), int(row["low"])) for row in wanted}
-    highs = np.array([high for high, _ in hashes], np.uint64)
+    halves_N2 = np.array([[row["high"], row["low"]] for row in wanted], np.uint64)
+    hashes = fixed_size_binary(np.unique(halves_N2, axis=0).view(np.uint8))
     found: list[str] = []
     for key in keys:
         if len(found) == len(hashes):
             break
-        ids = read_columns(store, key, ["id"])
-        rows = placed(id_hashes(ids), 0)
-        candidates = np.flatnonzero(np.isin(rows["high"], highs)).tolist()
-        named = {str(ids["id"][row].as_py()) for row in candidates if rows[row].item()[:2] in hashes}
+        named = {str(id) for id in _ids_with(store, key, hashes).to_pylist()}
         found += sorted(named - set(found))
     return found
+
+
+def _ids_with(store: Store, key: str, hashes: pa.Array) -> pa.Array:
+    """Return the ids of a Part that have one of these hashes, each once."""
+    ids = read_columns(store, key, ["id"])
+    is_wanted = pc.is_in(fixed_size_binary(id_hashes(ids).view(np.uint8).reshape(-1, 16)), hashes)
+    return one_array(ids["id"]).filter(is_wanted).unique()
