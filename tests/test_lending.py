@@ -58,7 +58,7 @@ def test_a_second_encoder_borrows_what_the_first_has_encoded() -> None:
     assert borrowed == [False] * 4
     second, borrowed = encoded(Borrower(ledger), TEXTS[2:], encode)
     assert borrowed == [True, True, False, False, False, False]
-    assert encode.calls == [4, 4]
+    assert encode.calls == [4, 2, 2]
     assert np.array_equal(second.vectors_ND[:2], first.vectors_ND[2:])
     assert np.array_equal(second.vectors_ND, HashingEncoder(4).encode(tokens_of(TEXTS[2:])))
     assert second.done_N.all()
@@ -87,6 +87,23 @@ def test_an_encoder_waits_for_what_another_has_promised_and_does_its_own_texts_m
     slow.join(30)
     assert borrowed_M.tolist() == [True] * 4 + [False] * 4
     assert encode.calls == [4]
+    assert np.array_equal(result.vectors_ND, HashingEncoder(4).encode(tokens_of(TEXTS)))
+
+
+def test_what_others_may_wait_for_is_encoded_first_and_lent_before_the_rest() -> None:
+    """Two encoders that each have most of their Block for themselves do not wait for all of the other's."""
+    ledger, lender, others = Ledger(halves_of(TEXTS[:2]), 4), Counting(), Counting()
+
+    def lend_to_another_in_between(tokens: TokenBatch) -> Encoded:
+        if lender.calls:  # the texts that are shared are done, the others not yet
+            _, borrowed = encoded(Borrower(ledger), TEXTS[:2], others)
+            assert borrowed == [True, True]
+        return lender(tokens)
+
+    result, borrowed_M = Borrower(ledger).encode(
+        hash_strings(pa.array(TEXTS)), tokens_of(TEXTS), lend_to_another_in_between
+    )
+    assert (lender.calls, others.calls, borrowed_M.any()) == ([2, 6], [0], False)
     assert np.array_equal(result.vectors_ND, HashingEncoder(4).encode(tokens_of(TEXTS)))
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -35,6 +36,10 @@ from pipeline.schemas import TOKEN_IDS
 TRIAL_TEXTS = 2048
 
 
+CALLS_AT_ONCE = 2
+"""Of an encoder actor: while one Block is on the device, the one before it is put in its columns and sent on."""
+
+
 class EncodeBlocks:
     """The encoder actor: holds the model and gives every Block its vectors."""
 
@@ -44,7 +49,9 @@ class EncodeBlocks:
         """A text that this process has encoded."""
         self._open = self._opening(first_engine(settings.engine, settings.compute))
         self._early = settings.early_encoder
-        self._encoder = self._opened() if settings.has_new_texts else None
+        self._device = ThreadPoolExecutor(1, "device")
+        """The thread that alone meets the model: what libraries keep per thread is made once."""
+        self._encoder = self._device.submit(self._opened).result() if settings.has_new_texts else None
         self.borrower = Borrower(settings.ledger) if settings.ledger else None
         has_choice = settings.model.kind != "hashing" and settings.compute != "int8"
         self.may_try_engines = settings.engine == "auto" and has_choice
@@ -69,6 +76,8 @@ class EncodeBlocks:
     def encode(self, shard: Shard, block: Block) -> Block:
         """Return the Block with its vector column(s); rows without a finite vector go to quarantine.
 
+        Of several callers at once the device serves one after the other; around it they do not wait for each other.
+
         Raises:
             SickDevice: the device fails on good texts, as it did for others on this node; where it is the first to
                 fail so, its process ends to be replaced.
@@ -77,6 +86,11 @@ class EncodeBlocks:
         tokens = TokenBatch(ids.values.to_numpy(), ids.offsets.to_numpy().astype(np.int64))
         if len(texts.rows_M) < len(tokens):
             tokens = take(tokens, texts.rows_M)
+        block, encoded = self._device.submit(self._on_device, shard, block, texts, tokens).result()
+        return self._with_vectors(shard, block, texts, encoded)
+
+    def _on_device(self, shard: Shard, block: Block, texts: Texts, tokens: TokenBatch) -> tuple[Block, Encoded]:
+        """Return the vectors of the M texts of a Block, and the Block with what they have cost."""
         try:
             with marked(self.settings.attempts, "encode", shard, block.number) as verdict:
                 self.batch_tokens = min(self.batch_tokens, verdict.batch_tokens or self.batch_tokens)
@@ -96,7 +110,8 @@ class EncodeBlocks:
         metrics["retries"] = block.metrics.get("retries", 0.0) + min(verdict.deaths, 1)
         if verdict.is_deadly:
             metrics["isolated"] = 1.0
-        return self._with_vectors(shard, replace(block, metrics=block.metrics | metrics), texts, encoded)
+        metrics["emulated_compute"] = float(self._encoder is not None and self._encoder.emulates)
+        return replace(block, metrics=block.metrics | metrics), encoded
 
     def _encode_here(self, tokens: TokenBatch) -> Encoded:
         if not len(tokens.token_ids_T):  # all of the Block is known, or empty: no reason to load a model
@@ -195,7 +210,6 @@ class EncodeBlocks:
             "encode_seconds": encoded.seconds,
             "batches": float(encoded.batches),
             "batch_splits": float(encoded.splits),
-            "emulated_compute": float(self._encoder is not None and self._encoder.emulates),
             "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
         }
         return replace(block, documents=documents, metrics=metrics)

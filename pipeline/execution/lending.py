@@ -1,7 +1,8 @@
 """Texts that stand in several Blocks: whoever meets one first encodes it and lends its vector to the others.
 
-One actor per run keeps the vectors. If it dies it starts empty, and where an encoder dies the others wait for it in
-vain: some texts are encoded again then, nothing is lost.
+An encoder begins with those texts of its Block that others may ask for, and lends them before it goes on. One actor
+per run keeps the vectors. If it dies it starts empty, and where an encoder dies the others wait for it in vain: some
+texts are encoded again then, nothing is lost.
 """
 
 import os
@@ -120,21 +121,20 @@ class Borrower:
         if (text_M < 0).all():
             return encode(tokens), borrowed_M
         result: Encoded | None = None
-        rows_L = np.flatnonzero(text_M >= 0)
-        mine_M = text_M < 0
+        rows_L, own_K = np.flatnonzero(text_M >= 0), np.flatnonzero(text_M < 0)
         deadline = 0.0
-        while len(rows_L):
+        while len(rows_L) or len(own_K):
             is_late = 0 < deadline < time.monotonic()
             answer = self.ledger.ask(text_M[rows_L], self.name, is_late)
-            there = rows_L[answer.is_there_K]
-            mine_M[rows_L[~answer.is_there_K & ~answer.is_promised_K]] = True
+            there, mine = rows_L[answer.is_there_K], rows_L[~answer.is_there_K & ~answer.is_promised_K]
             rows_L = rows_L[answer.is_promised_K]
-            rows_K = np.flatnonzero(mine_M)
-            if len(rows_K) or result is None:
+            todo = [rows_K for rows_K in (mine, own_K) if len(rows_K)]  # what others may wait for comes first
+            for rows_K in todo if todo or result else [mine]:
                 encoded = encode(take(tokens, rows_K))
                 self._lend(text_M[rows_K], encoded)
                 result = _added(result, len(tokens), rows_K, encoded)
-                mine_M[:] = False
+            own_K = own_K[:0]
+            assert result is not None
             if len(there):  # a ledger that does not answer does not know how wide a vector is
                 result.vectors_ND[there], result.done_N[there], borrowed_M[there] = answer.vectors, True, True
             if len(rows_L):
@@ -169,5 +169,6 @@ def _added(whole: Encoded | None, texts: int, rows_K: NDArray[np.int64], part: E
     whole.safe_batch_tokens = part.safe_batch_tokens or whole.safe_batch_tokens
     whole.padded_tokens += part.padded_tokens
     whole.batches += part.batches
+    whole.splits += part.splits
     whole.seconds += part.seconds
     return whole

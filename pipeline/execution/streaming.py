@@ -14,7 +14,7 @@ from pipeline.config import Runtime
 from pipeline.errors import SickDevice
 from pipeline.execution.attempts import RemoteAttempts
 from pipeline.execution.clusters.cluster import Shares, divide, gpus_by_node
-from pipeline.execution.encode_stage import EncodeBlocks
+from pipeline.execution.encode_stage import CALLS_AT_ONCE, EncodeBlocks
 from pipeline.execution.executors.executor import Missing, Todo
 from pipeline.execution.sick_gpus import SickGpus, sickness_of
 from pipeline.execution.stage_settings import StageSettings
@@ -100,7 +100,7 @@ def stream_blocks(
         .map_batches(
             EncodeBlocks,
             fn_constructor_args=(settings,),
-            compute=ray.data.ActorPoolStrategy(size=shares.encoders),
+            compute=_encoders(shares.encoders),
             num_cpus=shares.encoder_cpus,
             num_gpus=shares.encoder_gpus or None,
             resources=dict(shares.encoder_resources) or None,
@@ -115,3 +115,13 @@ def stream_blocks(
                 yield BlockReceipt.from_json(orjson.loads(receipt))
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise told_by_stage(error) from error
+
+
+def _encoders(count: int) -> ray.data.ActorPoolStrategy:
+    """Return a pool of encoders; more calls than run at once are given to none, so that all end at the same time."""
+    return ray.data.ActorPoolStrategy(
+        size=count,
+        max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+        max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
