@@ -1,6 +1,7 @@
 """A model that is loaded while Ray starts: who joins it has its vectors, and dies with it."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.config import JobConfig, Runtime
 from pipeline.encoder.describe import hashing_description
 from pipeline.encoder.hashing import HashingEncoder
+from pipeline.encoder.lanes import Lanes
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.errors import EncoderError, Stopped
@@ -49,11 +51,29 @@ class Frail(HashingEncoder):
 class EndToEnd(HashingEncoder):
     """Takes rows without padding, 32 tokens a pass."""
 
-    is_flat, fill_tokens, pass_tokens = True, 1, 32
+    is_flat, fill_tokens, pass_tokens, lanes = True, 1, 32, 1
     attention = "none: there is none"
 
     def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
         return partial(self.encode, batch)
+
+
+class SideBySide(EndToEnd):
+    """Computes a batch only together with another one, but for one of a single row."""
+
+    lanes = 2
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension)
+        self._lanes, self._meeting = Lanes(2), threading.Barrier(2)
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        return self._lanes.begin(self._met, batch)
+
+    def _met(self, batch: TokenBatch) -> NDArray[np.float32]:
+        if len(batch) > 1:
+            self._meeting.wait(60)
+        return self.encode(batch)
 
 
 def failing() -> Encoder:
@@ -161,3 +181,17 @@ def test_a_gpu_may_be_for_the_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(early_encoder, "GPU_DRIVERS", (str(tmp_path),))
     assert threads_of_only_encoder(Runtime(), {}) == 0
     assert threads_of_only_encoder(Runtime(gpus_per_encoder=0), {}) > 0
+
+
+def test_batches_are_computed_side_by_side_and_each_who_asks_has_the_vectors_of_its_own() -> None:
+    batches = [tokens_of([number, number + 3]) for number in range(1, 5)]
+    with listening(partial(SideBySide, 16)) as early:
+        encoder = joined(early.address)
+        assert encoder is not None
+        assert encoder.lanes == 2
+        waiting = [encoder.begin(batch) for batch in batches]
+        alone = tokens_of([9])
+        np.testing.assert_array_equal(encoder.encode(alone), HashingEncoder(16).encode(alone))
+        for vectors_of, batch in reversed(list(zip(waiting, batches, strict=True))):
+            np.testing.assert_array_equal(vectors_of(), HashingEncoder(16).encode(batch))
+        encoder.close()

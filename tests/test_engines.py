@@ -17,7 +17,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from transformers.activations import ACT2FN
 
-from pipeline.encoder import onnx_body, openvino_body, sentence_transformer
+from pipeline.encoder import onnx_body, openvino_body, prepacked, sentence_transformer
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.prepacked import prepack
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
@@ -155,8 +155,12 @@ class FeedForward(torch.nn.Module):  # type: ignore[misc]
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("has_wide_vectors", [False, True])
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def test_prepacked_layers_give_what_the_layers_gave(activation: Any, dtype: Any, error: float) -> None:
+def test_prepacked_layers_give_what_the_layers_gave(
+    activation: Any, dtype: Any, error: float, has_wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepacked, "HAS_WIDE_VECTORS", has_wide_vectors)
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no arithmetic for bfloat16")
     torch.manual_seed(3)

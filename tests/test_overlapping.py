@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.batching import FILL_TOKENS
 from pipeline.encoder.hashing import HashingEncoder
-from pipeline.encoder.packed import UNDER_WAY, encode_packed
+from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.transfer import Transfer
 from pipeline.records import TokenBatch
 from tests.test_faults_of_an_encoder import BAD, ROWS, SICK, SOME_BAD, OutOfMemoryError, tokens_of
@@ -23,7 +23,7 @@ class Device(HashingEncoder):
     def __init__(self, is_flat: bool = False, memory_tokens: int = 1 << 30, fails_at: str = "") -> None:
         super().__init__(8)
         self.is_flat, self.memory_tokens, self.fails_at = is_flat, memory_tokens, fails_at
-        self.fill_tokens, self.pass_tokens = FILL_TOKENS, None
+        self.fill_tokens, self.pass_tokens, self.lanes = FILL_TOKENS, None, 1
         self.under_way, self.most_under_way, self.out_of_memory = 0, 0, 0
 
     def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
@@ -53,7 +53,7 @@ def test_the_next_batch_is_begun_before_the_vectors_of_the_last_are_taken(is_fla
     device = Device(is_flat)
     encoded = encode_packed(device, tokens_of(ROWS), 32)
     np.testing.assert_array_equal(encoded.vectors_ND, HashingEncoder(8).encode(tokens_of(ROWS)))
-    assert (device.most_under_way, device.under_way) == (UNDER_WAY, 0)
+    assert (device.most_under_way, device.under_way) == (2, 0)
 
 
 @pytest.mark.parametrize("is_flat", [False, True])

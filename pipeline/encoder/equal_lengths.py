@@ -5,7 +5,7 @@ import torch
 SCORE_BYTES = 1 << 19
 """Of attention scores per thread: what its cache holds beside keys and values (2026-11, Zen 4 with 1 MiB of L2)."""
 
-TOKENS_PER_THREAD, LEAST_TOKENS, MOST_TOKENS = 1024, 2048, 4096
+TOKENS_PER_THREAD, MOST_TOKENS = 1024, 4096
 
 
 def pass_tokens_of(threads: int) -> int:
@@ -15,7 +15,7 @@ def pass_tokens_of(threads: int) -> int:
     × 512 float32) glibc fetches each array from the kernel and gives it back: additions took 18 times as long, products
     with a wide output 1.2 times (2026-11, m3e-small, one thread).
     """
-    return min(max(TOKENS_PER_THREAD * threads, LEAST_TOKENS), MOST_TOKENS)
+    return min(TOKENS_PER_THREAD * threads, MOST_TOKENS)
 
 
 def attend_equal_lengths(

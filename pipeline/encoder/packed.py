@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = "OutOfMemoryError"
 """Name of torch's error; a smaller batch may pass where this one did not."""
 
-UNDER_WAY = 2
-"""Batches that an overlapping encoder has begun: one is computed while the vectors of the one before are put away."""
+LEAST_PASS_TOKENS = 256
+"""Few texts are shared out evenly between the lanes of an encoder, but not in passes smaller than this."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def encode_packed(
     result = Encoded(np.empty((len(tokens), encoder.dimension), np.float32), np.zeros(len(tokens), np.bool_))
     lengths_N = tokens.lengths_N
     ways = _ways_of(encoder)
-    begin, most, budget = ways.begin, ways.most, min(batch_tokens, ways.pass_tokens or batch_tokens)
+    begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens, int(lengths_N.sum()))
     pending = ways.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
     while pending or under_way:
@@ -107,11 +107,21 @@ class _Ways:
     """How an encoder is fed."""
 
     begin: Callable[[TokenBatch], Callable[[], NDArray[np.float32]]]
-    most: int = 1
-    """How many batches it has begun at once."""
+    lanes: int = 0
+    """Batches that it computes at once; 0 = it begins with one when it is asked for the vectors."""
     is_flat: bool = False
     fill_tokens: int = 1
     pass_tokens: int | None = None
+
+    @property
+    def most(self) -> int:
+        """Batches that have begun at once: all lanes compute while the vectors of the batch before are put away."""
+        return self.lanes + 1
+
+    def budget(self, batch_tokens: int, tokens: int) -> int:
+        """Return the tokens of a batch, for so many in all."""
+        each = max(LEAST_PASS_TOKENS, -(-tokens // self.lanes)) if self.lanes > 1 else batch_tokens
+        return min(batch_tokens, self.pass_tokens or batch_tokens, each)
 
     def packed(self, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
         if self.is_flat:
@@ -124,7 +134,7 @@ class _Ways:
 
 def _ways_of(encoder: Encoder) -> _Ways:
     if isinstance(encoder, Overlapping):
-        return _Ways(encoder.begin, UNDER_WAY, encoder.is_flat, encoder.fill_tokens, encoder.pass_tokens)
+        return _Ways(encoder.begin, encoder.lanes, encoder.is_flat, encoder.fill_tokens, encoder.pass_tokens)
     return _Ways(partial(partial, encoder.encode))
 
 

@@ -61,6 +61,11 @@ class Overlapping(Protocol):
         ...
 
     @property
+    def lanes(self) -> int:
+        """Passes that it computes side by side; to keep all of them busy one more must have begun."""
+        ...
+
+    @property
     def attention(self) -> object:
         """How the rows of a batch are kept apart, and why so; `str` tells it."""
         ...

@@ -18,6 +18,7 @@ from pipeline.encoder.canary import compare
 from pipeline.encoder.compiled import compile_layers
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
+from pipeline.encoder.lanes import Lanes
 from pipeline.encoder.model_folder import check_folder
 from pipeline.encoder.onnx_body import OnnxBody, check_onnx
 from pipeline.encoder.openvino_body import OpenVinoBody, check_arithmetic, converted, read_model
@@ -113,7 +114,7 @@ class SentenceTransformerEncoder:
         folder: a local sentence-transformers folder.
         compute: float32 | bfloat16 | float16 | int8.
         prompt: the prompt that stands before every text, for models that leave it out of the pooling.
-        threads: CPU threads of the forward pass; 0 leaves the default.
+        threads: CPU threads, of one forward pass or of several side by side; 0 leaves the default.
         engine: torch; torch-compile, which compiles the layers of the Transformer for the device; or openvino or onnx,
             which compute the Transformer on the CPU. The other modules are torch in any case.
         device: cpu, or auto: a GPU where this process sees one.
@@ -159,6 +160,7 @@ class SentenceTransformerEncoder:
         self._pad_token_id = int(transformer.tokenizer.pad_token_id or 0)
         self._place = torch.device(place)
         self._transfer = Transfer(self._place)
+        self._lanes: Lanes | None = None
         self._extra: dict[str, Any] = {"modality": "text"}
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
@@ -180,6 +182,8 @@ class SentenceTransformerEncoder:
             self._convert(compute, threads)
         if engine == "torch-compile":
             self._compile()
+        if engine == "torch" and place == "cpu" and not trust_remote_code:  # what others wrote may keep state in a pass
+            self._lanes = Lanes(threads or torch.get_num_threads())
 
     @property
     def is_flat(self) -> bool:
@@ -194,7 +198,13 @@ class SentenceTransformerEncoder:
     @property
     def pass_tokens(self) -> int | None:
         """Tokens of a pass beyond which a CPU is slower."""
-        return pass_tokens_of(torch.get_num_threads()) if self._place.type == "cpu" else None
+        threads = self._lanes.threads_each if self._lanes else torch.get_num_threads()
+        return pass_tokens_of(threads) if self._place.type == "cpu" else None
+
+    @property
+    def lanes(self) -> int:
+        """Passes that it computes side by side: several on a CPU, one on a GPU, whose cores share it."""
+        return self._lanes.count if self._lanes else 1
 
     def _attend(self, tried: Sequence[Attention]) -> None:
         """Take to the first attention that the model bears, with the vectors that it has of padded rows."""
@@ -261,11 +271,16 @@ class SentenceTransformerEncoder:
 
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors, (B, D) float32, as the model's last module gives them."""
-        return cast("NDArray[np.float32]", self.begin(batch)())
+        return cast("NDArray[np.float32]", self._forward(batch)())
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
         """Begin with a batch; return what waits for its vectors, (B, D) float32."""
+        if self._lanes:
+            return self._lanes.begin(self.encode, batch)
+        return cast("Callable[[], NDArray[np.float32]]", self._forward(batch))
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def _forward(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
         features = self._features_of(batch) | self._extra
         for number, module in enumerate(self._modules):
             with torch.autocast(self._place.type, torch.bfloat16, enabled=self._is_mixed and number == 0):
@@ -293,6 +308,8 @@ class SentenceTransformerEncoder:
 
     def close(self) -> None:
         """Unload the model, so that another process finds the device's memory free."""
+        if self._lanes:
+            self._lanes.close()
         del self._modules
         gc.collect()
         if self._place.type == "cuda":

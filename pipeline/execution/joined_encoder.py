@@ -8,22 +8,24 @@ import pickle
 import shutil
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
+from queue import Queue
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.protocol import Encoder
+from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.quick_import import importing_quickly
 from pipeline.execution.attempts import replace_process
 from pipeline.records import TokenBatch
 
 FAMILY = "AF_UNIX"
-FACTS = ("dimension", "max_tokens", "device", "emulates", "is_flat", "fill_tokens", "pass_tokens", "attention")
+FACTS = ("dimension", "max_tokens", "device", "emulates", "is_flat", "fill_tokens", "pass_tokens", "lanes", "attention")
 """What `Encoder` and `Overlapping` say of a model: whoever joins packs its batches by them."""
 
 
@@ -46,32 +48,51 @@ class JoinedEncoder:
     is_flat: bool
     fill_tokens: int
     pass_tokens: int | None
+    lanes: int
     attention: object
 
     def __init__(self, address: str) -> None:
         self._connection = Client(address, FAMILY)
+        self._sent, self._received = 0, 0
+        self._answers: dict[int, Any] = {}
+        """Number of a batch → its vectors or the name of an error, of batches that nobody has asked for yet."""
         for name, value in self._connection.recv().items():
             setattr(self, name, value)
 
     def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
-        """Return what encodes a batch when it is called: a CPU gains nothing by an earlier begin."""
-        return partial(self.encode, batch)
+        """Send a batch; return what waits for its vectors, (B, D), or raises an error named as that of the model."""
+        with _dying_with_it():
+            self._connection.send(batch)
+        self._sent += 1
+        return partial(self._answer_to, self._sent)
 
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors of one batch, (B, D); raises an error that is named as that of the model."""
-        try:
-            self._connection.send(batch)
-            vectors_BD, error_name = self._connection.recv()
-        except (EOFError, ConnectionError):
-            replace_process()
+        return self.begin(batch)()
+
+    def _answer_to(self, number: int) -> NDArray[np.float32]:
+        while number not in self._answers:
+            with _dying_with_it():
+                answer = self._connection.recv()
+            self._received += 1  # they come in the order of the batches
+            self._answers[self._received] = answer
+        vectors_BD, error_name = self._answers.pop(number)
         if error_name is not None:
             raise type(error_name, (RuntimeError,), {})
-        answer: NDArray[np.float32] = vectors_BD
-        return answer
+        vectors: NDArray[np.float32] = vectors_BD
+        return vectors
 
     def close(self) -> None:
         """End the process."""
         self._connection.close()
+
+
+@contextmanager
+def _dying_with_it() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        replace_process()
 
 
 def joined(address: str) -> JoinedEncoder | None:
@@ -94,19 +115,37 @@ def serve() -> None:
     with connection:
         facts = {name: getattr(encoder, name, None) for name in FACTS}
         connection.send(facts | {"attention": str(facts["attention"])})  # its type is one of torch's
-        with suppress(EOFError, ConnectionError):
-            while True:
-                _answer(encoder, connection)
+        _answer(encoder, connection)
     os._exit(0)
 
 
 def _answer(encoder: Encoder, connection: Connection) -> None:
-    batch, vectors_BD, error_name = connection.recv(), None, None
-    try:
-        vectors_BD = encoder.encode(batch)
-    except Exception as error:  # noqa: BLE001  whatever a model raises is told to whoever has asked
-        error_name = type(error).__name__
-    connection.send((vectors_BD, error_name))
+    """Encode what comes until nobody asks any more; one batch is told of while the next ones are computed."""
+    begin = encoder.begin if isinstance(encoder, Overlapping) else partial(partial, encoder.encode)
+    begun: Queue[Callable[[], NDArray[np.float32]]] = Queue()
+    threading.Thread(target=_tell, args=(begun, connection), daemon=True).start()
+    with suppress(EOFError, ConnectionError):
+        while True:
+            batch = connection.recv()
+            try:
+                begun.put(begin(batch))
+            except Exception as error:  # noqa: BLE001  whatever a model raises is told to whoever has asked
+                begun.put(partial(_raise, error))
+
+
+def _tell(begun: Queue[Callable[[], NDArray[np.float32]]], connection: Connection) -> None:
+    with suppress(ConnectionError):
+        while True:
+            vectors_of, vectors_BD, error_name = begun.get(), None, None
+            try:
+                vectors_BD = vectors_of()
+            except Exception as error:  # noqa: BLE001  see above
+                error_name = type(error).__name__
+            connection.send((vectors_BD, error_name))
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _end_with_stdin(folder: Path) -> None:

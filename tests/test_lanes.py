@@ -1,0 +1,104 @@
+"""Passes side by side on a CPU: all cores at work, every vector in its place, a fault costs its rows only."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.encoder.hashing import HashingEncoder
+from pipeline.encoder.lanes import MOST_LANES, Lanes
+from pipeline.encoder.packed import LEAST_PASS_TOKENS, encode_packed
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
+from pipeline.records import TokenBatch
+from tests.benchmarks.random_model import Shape, make_model
+from tests.test_faults_of_an_encoder import BAD, SICK, SOME_BAD, tokens_of
+
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.mark.parametrize("threads", range(1, 130))
+def test_all_but_a_few_cores_have_a_pass_to_compute(threads: int) -> None:
+    lanes = Lanes(threads)
+    lanes.close()
+    assert 1 <= lanes.count <= MOST_LANES
+    assert 0 <= threads - lanes.count * lanes.threads_each < lanes.threads_each
+
+
+class SideBySide(HashingEncoder):
+    """Computes a pass only when all lanes have one to compute, as long as more are to come."""
+
+    attention, is_flat, fill_tokens, pass_tokens = "none", True, 1, 512
+
+    def __init__(self, lanes: int, passes: int) -> None:
+        super().__init__(8)
+        self.lanes, self.pool = lanes, Lanes(lanes)
+        self.meeting = threading.Barrier(lanes)
+        self.left, self.counting = passes - passes % lanes, threading.Lock()
+        self.begun: list[int] = []
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        self.begun.append(len(batch.token_ids_T))
+        return self.pool.begin(self._met, batch)
+
+    def _met(self, batch: TokenBatch) -> NDArray[np.float32]:
+        with self.counting:
+            is_with_others, self.left = self.left > 0, self.left - 1
+        if is_with_others:
+            self.meeting.wait(PATIENCE_SECONDS)  # breaks, which is an error, where passes come one by one
+        if (batch.token_ids_T == BAD).any():
+            raise RuntimeError("out of order")
+        return self.encode(batch)
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_as_many_passes_are_computed_at_once_as_there_are_lanes(lanes: int) -> None:
+    tokens = tokens_of([[row + 1000] * 64 for row in range(80)])
+    encoder = SideBySide(lanes, passes=10)
+    encoded = encode_packed(encoder, tokens, 16384)
+    assert (encoded.batches, encoded.failures) == (10, {})
+    np.testing.assert_array_equal(encoded.vectors_ND, HashingEncoder(8).encode(tokens))
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest"),
+    [(40, 512), (12, 384), (10, 320), (4, LEAST_PASS_TOKENS)],
+    ids=["full passes", "shared out", "a few", "too few to share"],
+)
+def test_few_texts_are_shared_out_to_all_lanes(rows: int, largest: int) -> None:
+    encoder = SideBySide(2, passes=0)
+    encode_packed(encoder, tokens_of([[1000] * 64] * rows), 16384)
+    assert max(encoder.begun) == largest
+    assert sum(encoder.begun) == rows * 64
+
+
+def test_a_fault_in_one_lane_costs_only_the_rows_that_have_it() -> None:
+    encoder = SideBySide(2, passes=0)
+    encoded = encode_packed(encoder, tokens_of(SOME_BAD), 64)
+    assert encoded.failures == dict.fromkeys(SICK, "RuntimeError")
+    good = [row for row in range(len(SOME_BAD)) if row not in SICK]
+    np.testing.assert_array_equal(encoded.vectors_ND[good], HashingEncoder(8).encode(tokens_of(SOME_BAD))[good])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = Shape(layers=2, hidden=64, heads=4, inner=128, dimensions=24, vocabulary=20_000, max_tokens=64)
+    return make_model(tmp_path_factory.mktemp("models") / "small", shape)
+
+
+def test_a_model_gives_the_same_vectors_in_lanes_as_in_one_pass_after_the_other(small: Path) -> None:
+    lengths = np.random.default_rng(3).integers(1, 65, 600)
+    tokens = tokens_of([(np.arange(length) * 31 % 20_000).tolist() for length in lengths])
+    load = partial(SentenceTransformerEncoder, str(small), "float32")
+    alone, lanes, foreign = load(threads=1), load(threads=3), load(threads=3, trust_remote_code=True)
+    assert (alone.lanes, lanes.lanes, foreign.lanes) == (1, 3, 1)
+    expected_ND = encode_packed(alone, tokens, 16384).vectors_ND
+    for _ in range(3):
+        encoded = encode_packed(lanes, tokens, 16384)
+        assert encoded.batches >= 18
+        np.testing.assert_allclose(encoded.vectors_ND, expected_ND, atol=2e-6)
+    for encoder in (alone, lanes, foreign):
+        encoder.close()
