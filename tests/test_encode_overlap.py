@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.encoder.hashing import HashingEncoder
+from pipeline.encoder.vectors import finish
 from pipeline.execution import encode_stage
 from pipeline.execution.encode_stage import CALLS_AT_ONCE, EncodeBlocks
 from pipeline.execution.stage_settings import StageSettings
@@ -73,7 +74,6 @@ def test_a_block_is_put_together_while_the_next_one_is_on_the_device(
     settings, blocks = tokenised_blocks(tmp_path, monkeypatch)
     stage = EncodeBlocks(settings)
     stage.encoder = watched = Watched(8)
-    finish = encode_stage.finish
 
     def finish_when_the_second_is_on_the_device(*arguments: Any) -> NDArray[np.float32]:
         assert watched.second_began.wait(60), "nothing reaches the device before this Block is ready"
