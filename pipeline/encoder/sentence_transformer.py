@@ -182,8 +182,9 @@ class SentenceTransformerEncoder:
             self._convert(compute, threads)
         if engine == "torch-compile":
             self._compile()
-        if engine == "torch" and place == "cpu" and not trust_remote_code:  # what others wrote may keep state in a pass
-            self._lanes = Lanes(threads or torch.get_num_threads())
+        threads = threads or torch.get_num_threads()
+        if engine == "torch" and place == "cpu" and threads > 1 and not trust_remote_code:
+            self._lanes = Lanes(threads)  # not of code that others wrote, which may keep state in a pass
 
     @property
     def is_flat(self) -> bool:
