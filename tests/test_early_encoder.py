@@ -33,16 +33,12 @@ TOKENS = tokens_of([3, 9, 40])
 DEADLY, BAD = tokens_of([5, 5, 5, 5]), tokens_of([7])
 
 
-class OutOfMemoryError(Exception):
-    pass
-
-
 class Frail(HashingEncoder):
-    """Fails on a batch of one row, and ends its process over one of four."""
+    """Runs out of memory on a batch of one row, as torch on a CPU puts it, and ends its process over one of four."""
 
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         if len(batch) == len(BAD):
-            raise OutOfMemoryError
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
         if len(batch) == len(DEADLY):
             os._exit(1)
         return super().encode(batch)
@@ -116,7 +112,9 @@ def test_who_joins_has_the_vectors_and_the_facts_of_the_model() -> None:
         encoder.close()
 
 
-def test_an_error_keeps_its_name_and_a_death_ends_whoever_has_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_want_of_memory_is_told_as_such_and_a_death_ends_whoever_has_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def replaced() -> None:
         raise SystemExit("replaced")
 

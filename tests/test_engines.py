@@ -17,7 +17,8 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from transformers.activations import ACT2FN
 
-from pipeline.encoder import onnx_body, openvino_body, prepacked, sentence_transformer
+from pipeline.encoder import arithmetic, onnx_body, openvino_body, prepacked, sentence_transformer
+from pipeline.encoder.flat import PADDED
 from pipeline.encoder.packed import encode_packed
 from pipeline.encoder.prepacked import prepack
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
@@ -40,8 +41,10 @@ def encoded(folder: Path, compute: str, engine: str, tokens: TokenBatch = TOKENS
 
 @pytest.fixture(scope="module")
 def theirs(m3e_small: Path) -> NDArray[np.float32]:
-    """The vectors of torch in float32; that they are those of `SentenceTransformer.encode` is shown elsewhere."""
-    return encoded(m3e_small, "float32", "torch")
+    """The vectors of torch in float32, of padded rows and layers as they were loaded."""
+    with pytest.MonkeyPatch.context() as another_cpu:
+        another_cpu.setattr(sentence_transformer, "can_prepack", lambda: False)
+        return encoded(m3e_small, "float32", "torch", attention=PADDED)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,8 @@ def test_a_number_type_that_openvino_does_not_compute_in_is_refused_and_not_repl
 def test_int8_counts_as_imitated_on_a_cpu_without_8_bit_dot_products(
     flags: str, is_native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sentence_transformer, "_cpu_flags", lambda: flags)
-    assert sentence_transformer._is_native("int8", "cpu") is is_native
+    monkeypatch.setattr(arithmetic, "_cpu_flags", lambda: flags)
+    assert arithmetic.is_native("int8", "cpu") is is_native
 
 
 def test_onnx_refuses_every_number_type_but_float32(headed: Path) -> None:
@@ -120,20 +123,30 @@ def test_an_engine_that_is_not_installed_is_told_with_the_extra_that_brings_it(
         SentenceTransformerEncoder(str(headed), "float32", engine=engine)
 
 
+def shifted(hidden_BTD: torch.Tensor) -> torch.Tensor:
+    return hidden_BTD.roll(1, 2)
+
+
+def roughened(hidden_BTD: torch.Tensor) -> torch.Tensor:
+    """Return vectors that are off by more than rounding: their cosine to what they were is about 0.999."""
+    return hidden_BTD + 0.05 * hidden_BTD.roll(1, 2)
+
+
+@pytest.mark.parametrize("spoiled", [shifted, roughened])
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_a_conversion_that_gives_other_vectors_is_refused(
-    headed: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+    headed: Path, engine: str, spoiled: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(PACKAGE[engine])
     kind: Any = {"openvino": openvino_body.OpenVinoBody, "onnx": onnx_body.OnnxBody}[engine]
     body: Callable[..., Any] = kind.__call__
 
-    def shifted(self: Any, features: dict[str, Any]) -> dict[str, Any]:
+    def call(self: Any, features: dict[str, Any]) -> dict[str, Any]:
         features = body(self, features)
-        return features | {"token_embeddings": features["token_embeddings"].roll(1, 2)}
+        return features | {"token_embeddings": spoiled(features["token_embeddings"])}
 
-    monkeypatch.setattr(kind, "__call__", shifted)
-    with pytest.raises(EncoderError, match="gives other vectors of this model than torch"):
+    monkeypatch.setattr(kind, "__call__", call)
+    with pytest.raises(EncoderError, match=rf"{engine} gives other vectors than the model .*engine: torch"):
         SentenceTransformerEncoder(str(headed), "float32", engine=engine)
 
 

@@ -169,7 +169,7 @@ def test_a_row_whose_forward_raises_or_gives_nan_costs_no_other_row(
 def test_out_of_memory_is_learnt_once_and_the_config_key_to_lower_is_named(
     tmp_path: Path, model: Path, corpus: Path, without_ray_bytes: int
 ) -> None:
-    faults = Faults(tmp_path, memory_tokens=200)
+    faults = Faults(tmp_path, memory_tokens=320)
     finished, _ = run(tmp_path, model, corpus, faults, without_ray_bytes)
     assert finished.code == 0, finished.stderr[-3000:]
     assert finished.report["embedded"] == FILES * ROWS

@@ -88,7 +88,7 @@ def test_a_kernel_that_lets_rows_see_each_other_is_passed_over(small: Path, monk
     monkeypatch.setitem(flat.KERNELS, REFERENCE, careless)
     encoder = opened(small, REFERENCE)
     assert encoder.attention.name == PADDED
-    assert "reference_varlen gives other vectors than padded rows" in encoder.attention.reason
+    assert "reference_varlen gives other vectors than the model" in encoder.attention.reason
     np.testing.assert_array_equal(encoder.encode(FEW_TOKENS), expected_BD)
 
 
@@ -105,7 +105,8 @@ def test_a_model_that_looks_one_way_keeps_its_padding(small: Path, tmp_path: Pat
     for module in encoder._modules[0].model.modules():
         if hasattr(module, "is_causal"):
             module.is_causal = True
-    encoder._attend([flat.Attention(REFERENCE, "asked for")])
+    tried = [flat.Attention(REFERENCE, "asked for"), flat.Attention(PADDED, "")]
+    encoder._attend(tried, encoder._reference("float32"), [])
     assert "looks one way only" in encoder.attention.reason
 
 

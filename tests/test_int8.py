@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from jobs.__main__ import main
 from pipeline.encoder import calibration
+from pipeline.encoder.arithmetic import is_native
 from pipeline.encoder.calibration import Calibrated, Order, facts_of, witnesses_of
 from pipeline.encoder.canary import Likeness
 from pipeline.encoder.openvino_body import OpenVinoBody
-from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder, _is_native
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.execution import calibrating
 from pipeline.execution import run as execution
@@ -117,7 +118,7 @@ def test_8_bit_products_are_added_up_exactly_where_the_cpu_has_no_instructions_f
     quantised = ops.fake_quantize(inputs, least, most, least, most, 256)
     weights = ops.multiply(ops.convert(ops.constant(np.full((8, 64), 127, np.int8)), np.float32), np.float32(1 / 127))
     model = Model([ops.matmul(quantised, weights, transpose_a=False, transpose_b=True)], [ids, mask], "products")
-    body = OpenVinoBody(model, "float32", threads=1, lacks_int8=not _is_native("int8", "cpu"))
+    body = OpenVinoBody(model, "float32", threads=1, lacks_int8=not is_native("int8", "cpu"))
     features = {"input_ids": torch.tensor([[255, 3]]), "attention_mask": torch.ones((1, 2), dtype=torch.int64)}
     np.testing.assert_allclose(body(features)["token_embeddings"][0, :, 0], [255 * 64, 3 * 64], rtol=1e-5)
 

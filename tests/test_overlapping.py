@@ -1,5 +1,6 @@
 """An encoder whose device computes while the host goes on: the same vectors, and faults stay with their rows."""
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -72,6 +73,79 @@ def test_out_of_memory_halves_the_budget_once_and_not_once_per_batch_under_way(i
     encoded = encode_packed(device, tokens_of(rows), 1024)
     assert (device.out_of_memory, encoded.failures, len(np.flatnonzero(encoded.done_N))) == (1, {}, 200)
     assert encoded.safe_batch_tokens in (500, 512)  # half of what was tried: 20 rows of 50, or 1,024
+
+
+class Crowded(Device):
+    """Computes three batches side by side, and notices that they are too large when they are at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lanes = 3
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        wait = super().begin(batch)
+
+        def wait_for_memory() -> NDArray[np.float32]:
+            vectors_BD = wait()
+            if len(batch.token_ids_T) > 600:
+                raise MemoryError
+            return vectors_BD
+
+        return wait_for_memory
+
+
+def test_batches_that_were_under_way_when_the_budget_was_halved_halve_it_no_further() -> None:
+    encoded = encode_packed(Crowded(), tokens_of([[row % 5 + 10] * 50 for row in range(200)]), 1024)
+    assert (encoded.failures, bool(encoded.done_N.all())) == ({}, True)
+    assert encoded.safe_batch_tokens in (500, 512)
+
+
+def test_a_long_row_that_waits_for_its_second_attempt_is_not_packed_under_the_budget_of_short_ones() -> None:
+    device = Hoarding()
+    encoded = encode_packed(device, tokens_of([[1] * 100, [2] * 100, *([[3] * 20] * 20)]), 100)
+    assert (encoded.failures, bool(encoded.done_N.all())) == ({}, True)
+
+
+class Computed:
+    """What a pass holds while it runs."""
+
+
+class Hoarding(Device):
+    """Keeps the memory of its passes until it is told to give it back; has 150 tokens of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept_tokens, self.under_way_when_freed = 0, list[int]()
+        self.passes = list["weakref.ref[Computed]"]()
+        """What was computed in passes that failed."""
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        assert not any(one() for one in self.passes), "a failed pass holds memory still"
+        if self.kept_tokens + len(batch.token_ids_T) > 150:
+            computed = Computed()
+            self.passes.append(weakref.ref(computed))
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        self.kept_tokens += len(batch.token_ids_T)
+        return super().begin(batch)
+
+    def free_cache(self) -> None:
+        self.under_way_when_freed.append(self.under_way)
+        self.kept_tokens = 0
+
+
+def test_a_row_that_runs_out_of_memory_is_tried_once_more_alone_with_the_cache_given_back() -> None:
+    device, tokens = Hoarding(), tokens_of([[number] * 100 for number in range(4)])
+    encoded = encode_packed(device, tokens, 100)
+    assert (encoded.failures, encoded.splits, encoded.safe_batch_tokens) == ({}, 0, None)
+    np.testing.assert_array_equal(encoded.vectors_ND, HashingEncoder(8).encode(tokens))
+    assert device.under_way_when_freed == [0, 0, 0]
+
+
+def test_a_row_that_is_too_large_for_an_empty_device_is_put_aside_under_the_name_of_its_fault() -> None:
+    device = Hoarding()
+    encoded = encode_packed(device, tokens_of([[5] * 200, [6] * 100, [7] * 100]), 200)
+    assert encoded.failures == {0: "OutOfMemoryError"}
+    assert encoded.done_N.tolist() == [False, True, True]
 
 
 def test_tokens_that_are_filled_up_count_as_computed() -> None:

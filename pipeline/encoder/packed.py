@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoder.batching import computed_tokens, pack_by_tokens, pack_flat
-from pipeline.encoder.protocol import Encoder, Overlapping
+from pipeline.encoder.memory import OUT_OF_MEMORY, fault_of, is_out_of_memory
+from pipeline.encoder.protocol import Caching, Encoder, Overlapping
 from pipeline.errors import SickDevice
 from pipeline.records import TokenBatch
 
 logger = logging.getLogger(__name__)
-
-OUT_OF_MEMORY = "OutOfMemoryError"
-"""Name of torch's error; a smaller batch may pass where this one did not."""
 
 LEAST_PASS_TOKENS = 256
 """Few texts are shared out evenly between the lanes of an encoder, but not in passes smaller than this."""
@@ -34,7 +32,7 @@ class Encoded:
     done_N: NDArray[np.bool_]
     """Rows that have a finite vector."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Row → name of the error that its forward pass raises even alone."""
+    """Row → name of the error that its forward pass raises even alone, see `fault_of`."""
     safe_batch_tokens: int | None = None
     """Largest budget that is still to be used, once the device has run out of memory."""
     padded_tokens: int = 0
@@ -51,8 +49,9 @@ def encode_packed(
     """Encode N texts in batches of near-equal length and give the vectors back in the order of the texts.
 
     A batch that fails is halved, down to the single row, so that one bad text costs some passes and no other text.
-    Where the device runs out of memory, all that is left is packed anew under half of the budget. No text is put
-    aside on the word of a device that fails on a good one.
+    Where the device runs out of memory, all that is left is packed anew under half of the budget, and a row that is
+    alone already is tried once more with nothing beside it and no memory kept for later. No text is put aside on the
+    word of a device that fails on a good one.
 
     Args:
         tokens: N rows, each at most `encoder.max_tokens` long.
@@ -70,19 +69,30 @@ def encode_packed(
     begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens, int(lengths_N.sum()))
     pending = ways.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
+    is_cache_full, tried_alone = False, set[int]()
     while pending or under_way:
         while pending and len(under_way) < most:
+            if is_cache_full:  # and nothing is under way
+                ways.free_cache()
+                is_cache_full = False
             rows_B = pending.pop()
             try:
                 under_way.append((rows_B, begin(take(tokens, rows_B))))
             except Exception as error:  # noqa: BLE001  it is told below, when the batches before it are done
-                under_way.append((rows_B, partial(_raise, error)))
+                # without its frames, which hold what the pass had computed
+                under_way.append((rows_B, partial(_raise, error.with_traceback(None))))
                 most = 1  # from now on one after the other
         rows_B, vectors_of = under_way.popleft()
         try:
             vectors_BD = vectors_of()
         except Exception as error:  # noqa: BLE001  whatever a model raises must cost one row at most
-            name = type(error).__name__
+            name = fault_of(error)
+            if name == OUT_OF_MEMORY:
+                most, is_cache_full = 1, True
+                if len(rows_B) == 1 and int(rows_B[0]) not in tried_alone:
+                    tried_alone.add(int(rows_B[0]))
+                    pending.append(rows_B)
+                    continue
             if len(rows_B) == 1 and not result.failures:
                 check_health(encoder, _witness(tokens, result, witness), name)
             pending = _after_fault(name, rows_B, pending, lengths_N, budget, result, ways)
@@ -112,6 +122,7 @@ class _Ways:
     is_flat: bool = False
     fill_tokens: int = 1
     pass_tokens: int | None = None
+    free_cache: Callable[[], None] = lambda: None
 
     @property
     def most(self) -> int:
@@ -133,13 +144,38 @@ class _Ways:
 
 
 def _ways_of(encoder: Encoder) -> _Ways:
+    ways = _Ways(partial(partial, encoder.encode))
     if isinstance(encoder, Overlapping):
-        return _Ways(encoder.begin, encoder.lanes, encoder.is_flat, encoder.fill_tokens, encoder.pass_tokens)
-    return _Ways(partial(partial, encoder.encode))
+        ways = _Ways(encoder.begin, encoder.lanes, encoder.is_flat, encoder.fill_tokens, encoder.pass_tokens)
+    return replace(ways, free_cache=encoder.free_cache) if isinstance(encoder, Caching) else ways
 
 
 def _raise(error: Exception) -> NoReturn:
     raise error
+
+
+def bearable_batch_tokens(encoder: Encoder, batch_tokens: int, longest: int) -> int:
+    """Return a budget, halved until a batch of the longest rows, which takes the most memory of all, passes under it.
+
+    Whatever else is wrong with the device is left to real texts.
+
+    Args:
+        batch_tokens: budget to begin with.
+        longest: tokens of the longest row of a run; no budget is smaller.
+    """
+    ways = _ways_of(encoder)
+    while batch_tokens > longest:
+        rows = batch_tokens // longest
+        batch = TokenBatch(np.zeros(rows * longest, np.int32), np.arange(rows + 1, dtype=np.int64) * longest)
+        try:
+            ways.begin(batch)()
+            break
+        except Exception as error:  # noqa: BLE001  whatever a model raises
+            if not is_out_of_memory(error):
+                break
+        ways.free_cache()
+        batch_tokens = max(longest, batch_tokens // 2)
+    return batch_tokens
 
 
 def encode_or_zero(
@@ -166,12 +202,13 @@ def _witness(tokens: TokenBatch, result: Encoded, witness: TokenBatch | None) ->
 
 
 def check_health(encoder: Encoder, witness: TokenBatch, fault: str) -> None:
-    """Encode a good text after a fault: if that fails too, it is not the texts that are bad.
+    """Encode a good text after a fault, with no memory kept for later: if that fails too, it is not the texts.
 
     Raises:
         SickDevice: the device does not recover.
     """
     try:
+        _ways_of(encoder).free_cache()
         how = "" if np.isfinite(encoder.encode(witness)).all() else "NaN or infinite vectors"
     except Exception as error:  # noqa: BLE001  what a sick device raises is anybody's guess
         how = type(error).__name__
@@ -197,11 +234,11 @@ def _after_fault(
         return pending
     result.splits += 1
     if error == OUT_OF_MEMORY:
-        longest = int(lengths_N[rows_B].max())
-        computed = ways.computed(lengths_N[rows_B])
-        budget = max(longest, min(computed, result.safe_batch_tokens or batch_tokens) // 2)
-        result.safe_batch_tokens = budget
-        left = np.concatenate([rows_B, *pending])
+        left, safe = np.concatenate([rows_B, *pending]), result.safe_batch_tokens or batch_tokens
+        budget = min(ways.computed(lengths_N[rows_B]), safe) // 2
+        if computed_tokens(lengths_N[rows_B], ways.is_flat, 1) > safe:  # it had begun when the budget was halved
+            budget = safe
+        result.safe_batch_tokens = budget = max(int(lengths_N[left].max()), budget)
         return [left[batch] for batch in ways.packed(lengths_N[left], budget)][::-1]
     half = len(rows_B) // 2
     return [*pending, rows_B[half:], rows_B[:half]]

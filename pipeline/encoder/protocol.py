@@ -73,3 +73,12 @@ class Overlapping(Protocol):
     def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
         """Begin with a batch; return what waits for its vectors, (B, D) as `encode` gives them."""
         ...
+
+
+@runtime_checkable
+class Caching(Protocol):
+    """What an encoder can besides whose device keeps the memory of a pass for the next one."""
+
+    def free_cache(self) -> None:
+        """Give the memory of passes that have ended back to the device."""
+        ...

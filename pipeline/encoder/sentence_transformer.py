@@ -5,6 +5,7 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.encoder.arithmetic import is_native
 from pipeline.encoder.batching import FILL_TOKENS, pad
 from pipeline.encoder.calibration import MODEL_FILE, facts_of
-from pipeline.encoder.canary import compare
 from pipeline.encoder.compiled import compile_layers
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
@@ -23,18 +24,12 @@ from pipeline.encoder.model_folder import check_folder
 from pipeline.encoder.onnx_body import OnnxBody, check_onnx
 from pipeline.encoder.openvino_body import OpenVinoBody, check_arithmetic, converted, read_model
 from pipeline.encoder.prepacked import can_prepack, prepack
-from pipeline.encoder.probe import probe_of
+from pipeline.encoder.probe import LONG, Reference, affordable_tokens, probe_of, reference_of
 from pipeline.encoder.transfer import Transfer
 from pipeline.errors import EncoderError, in_a_line
 from pipeline.records import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-SAME_MODEL = 0.99
-"""Cosine below which two engines do not differ by rounding only: a converted model is another one."""
-
-SAME_ROWS = 0.999
-"""Cosine below which rows laid end to end and padded ones differ by more than the rounding of bfloat16."""
 
 TORCH_ENGINES = ("torch", "torch-compile")
 
@@ -75,33 +70,6 @@ def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled
     for module in list(model)[1:]:
         module.float()
     return model.eval()
-
-
-CPU_FLAGS = {
-    "bfloat16": ("avx512_bf16", "amx_bf16"),
-    "float16": ("avx512_fp16", "amx_fp16"),
-    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"),
-}
-"""What /proc/cpuinfo says of a CPU that has instructions for the matrix products of a number type."""
-
-
-def _is_native(compute: str, place: str) -> bool:
-    """Whether the device has instructions for this number type."""
-    if compute == "float32":
-        return True
-    if place == "cuda":
-        return compute == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = _cpu_flags()
-    has_flag = not flags or any(flag in flags for flag in CPU_FLAGS[compute])
-    if compute == "int8":
-        return has_flag
-    mkldnn = torch.ops.mkldnn
-    supported = mkldnn._is_mkldnn_bf16_supported if compute == "bfloat16" else mkldnn._is_mkldnn_fp16_supported
-    return bool(supported()) and (has_flag or "aarch64" in os.uname().machine)
-
-
-def _cpu_flags() -> str:
-    return Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
 
 
 class SentenceTransformerEncoder:
@@ -147,11 +115,12 @@ class SentenceTransformerEncoder:
             raise EncoderError("recipe.compute: int8 needs runtime.engine: openvino and a calibration")
         torch.set_float32_matmul_precision("highest")  # float32 is never TF32, whatever others in this process have set
         place = "cuda" if is_torch and device == "auto" and torch.cuda.is_available() else "cpu"
-        self.emulates = (is_torch or compute == "int8") and not _is_native(compute, place)
+        self.emulates = (is_torch or compute == "int8") and not is_native(compute, place)
         is_packed = engine == "torch" and place == "cpu" and not self.emulates and can_prepack()
-        self._is_mixed = is_packed and compute == "bfloat16"
-        loaded = compute if is_torch and not self._is_mixed else "float32"
-        model = load_model(folder, loaded, trust_remote_code, allow_pickled_weights, place)
+        is_mixed = is_packed and compute == "bfloat16"
+        load = partial(load_model, folder, trust_remote_code=trust_remote_code, device=place)
+        load = partial(load, allow_pickled_weights=allow_pickled_weights)
+        model = load(compute=compute if is_torch and not is_mixed else "float32")
         transformer = model[0]
         self.engine = engine
         self.dimension = int(model.get_embedding_dimension())
@@ -164,24 +133,26 @@ class SentenceTransformerEncoder:
         self._extra: dict[str, Any] = {"modality": "text"}
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
-        self._modules = list(model)
+        self._modules, self._is_mixed = list(model), False
         capability = torch.cuda.get_device_capability() if place == "cuda" else None
         self.attention = Attention(PADDED, f"engine {engine} takes padded rows")
-        tried = [Attention(attention, "asked for")] if attention else attentions_to_try(place, compute, capability)
-        if engine == "torch-compile" and place == "cpu" and not attention:
+        tried = attentions_to_try(place, compute, capability)
+        if attention:
+            tried = [Attention(attention, "asked for"), Attention(PADDED, "")]
+        elif engine == "torch-compile" and place == "cpu":
             tried = [self.attention]  # shapes that a compiler could count on; the lengths of a batch are none
-        if is_packed:
-            prepack(transformer, DTYPES[compute])
-        if is_torch:
-            self._attend(tried)
-        elif calibration is not None:
+        if calibration is not None:
             body = read_model(str(Path(calibration, MODEL_FILE)))
             facts = facts_of(Path(calibration))
             self._modules[0] = OpenVinoBody(body, facts.rest, threads, facts.is_exact and self.emulates)
+            return
+        reference = self._reference(compute)
+        if is_torch:
+            self._hasten(tried, compute, reference, load if is_packed else None)
         else:
-            self._convert(compute, threads)
+            self._convert(compute, threads, reference)
         if engine == "torch-compile":
-            self._compile()
+            self._compile(reference)
         threads = threads or torch.get_num_threads()
         if engine == "torch" and place == "cpu" and threads > 1 and not trust_remote_code:
             self._lanes = Lanes(threads)  # not of code that others wrote, which may keep state in a pass
@@ -207,68 +178,93 @@ class SentenceTransformerEncoder:
         """Passes that it computes side by side: several on a CPU, one on a GPU, whose cores share it."""
         return self._lanes.count if self._lanes else 1
 
-    def _attend(self, tried: Sequence[Attention]) -> None:
-        """Take to the first attention that the model bears, with the vectors that it has of padded rows."""
-        passed_over: list[str] = []
-        for attention in tried:
-            why = self._why_not(attention) if attention.is_flat else ""
-            if not why:
-                self.attention = replace(attention, reason="; ".join([*passed_over, attention.reason]))
-                return
-            passed_over.append(f"{attention.name} {why}")
-        self.attention = Attention(PADDED, "; ".join(passed_over))
+    def _reference(self, compute: str) -> Reference:
+        """Return what the model gives now, before anything of it is exchanged."""
+        body, longest = self._modules[0], LONG if self._place.type == "cuda" else 0
+        if self._place.type == "cpu" and not self.emulates:
+            linear = (layer for layer in body.modules() if isinstance(layer, torch.nn.Linear))
+            longest = affordable_tokens(sum(layer.weight.numel() for layer in linear))
+        prompt_tokens = self._extra.get("prompt_length") or 0
+        probe = probe_of(self.max_tokens, len(body.tokenizer), prompt_tokens, longest)
+        return reference_of(probe, self.encode, compute)
 
-    def _why_not(self, attention: Attention) -> str:
+    def _hasten(
+        self, tried: Sequence[Attention], compute: str, reference: Reference, load: Callable[..., Any] | None
+    ) -> None:
+        """Exchange what makes torch faster and leaves the vectors of the reference as they are.
+
+        Args:
+            load: loads the model anew, in a number type; None = its layers are not to be prepacked.
+        """
+        passed_over: list[str] = []
+        if load:
+            prepack(self._modules[0], DTYPES[compute])
+            self._is_mixed = compute == "bfloat16"
+            if self._attend(tried, reference, passed_over, is_prepacked=True):
+                return
+            passed_over.append("so its layers are not prepacked")
+            self._modules, self._is_mixed = list(load(compute=compute)), False
+            reference = self._reference(compute)
+        self._attend(tried, reference, passed_over)
+
+    def _attend(
+        self, tried: Sequence[Attention], reference: Reference, passed_over: list[str], is_prepacked: bool = False
+    ) -> bool:
+        """Take to the first attention that gives the vectors of the reference; return whether there is one.
+
+        Args:
+            passed_over: what was tried before, and why it was not taken; what is tried here is added.
+            is_prepacked: whether layers were exchanged already; then padded rows are compared as well.
+        """
+        for attention in tried:
+            why = self._why_not(attention, reference) if attention.is_flat or is_prepacked else ""
+            if not why:
+                reasons = [*passed_over, attention.reason]
+                self.attention = replace(attention, reason="; ".join(filter(None, reasons)))
+                return True
+            passed_over.append(f"{attention.name} {why}")
+        return False
+
+    def _why_not(self, attention: Attention, reference: Reference) -> str:
         """Exchange the attention of the model; return why that cannot be, and then leave it as it was."""
-        transformer, padded = self._modules[0], Attention(PADDED, "to compare with")
-        before, self.attention = transformer.model.config._attn_implementation, padded
-        probe = self._probe()
-        expected_BD = self.encode(probe)
+        body = self._modules[0]
+        before_attention, before = self.attention, body.model.config._attn_implementation
         try:
-            apply_attention(transformer, attention.name)
+            if attention.is_flat:
+                apply_attention(body, attention.name)
             self.attention = attention
-            cosine = compare(self.encode(probe), expected_BD).min_cosine
-            why = "" if cosine >= SAME_ROWS else f"gives other vectors than padded rows (cosine {cosine:.4f})"
+            other = reference.why_not(self.encode)
+            why = other and f"gives {other}"
         except Exception as error:  # noqa: BLE001  what a kernel says of a model or a device that it does not fit
             why = f"fails on this model: {in_a_line(error, 200) or type(error).__name__}"
         if why:
-            transformer.model.set_attn_implementation(before)
-            self.attention = padded
+            self.attention = before_attention
+            if attention.is_flat:
+                body.model.set_attn_implementation(before)
         return why
 
-    def _compile(self) -> None:
+    def _compile(self, reference: Reference) -> None:
         """Compile the layers of torch's body, if they then give the same vectors."""
-        probe = self._probe()
-        expected_BD = self.encode(probe)
         try:
             if not compile_layers(self._modules[0]):
                 raise ValueError("it has no repeated layers")
-            found_BD = self.encode(probe)
+            other = reference.why_not(self.encode)
         except Exception as error:
             why = in_a_line(error, 300)
             raise EncoderError(f"runtime.engine: torch-compile cannot compile this model here: {why}") from error
-        self._check_same(expected_BD, found_BD)
+        self._refuse(other)
 
-    def _convert(self, compute: str, threads: int) -> None:
+    def _convert(self, compute: str, threads: int, reference: Reference) -> None:
         """Put another engine's body in the place of torch's, if it gives the same vectors."""
-        probe = self._probe()
-        expected_BD = self.encode(probe)
         if self.engine == "onnx":
             self._modules[0] = OnnxBody(self._modules[0], threads)
         else:
             self._modules[0] = OpenVinoBody(converted(self._modules[0]), compute, threads)
-        self._check_same(expected_BD, self.encode(probe))
+        self._refuse(reference.why_not(self.encode))
 
-    def _probe(self) -> TokenBatch:
-        return probe_of(self.max_tokens, len(self._modules[0].tokenizer), self._extra.get("prompt_length") or 0)
-
-    def _check_same(self, expected_BD: NDArray[np.float32], found_BD: NDArray[np.float32]) -> None:
-        cosine = compare(found_BD, expected_BD).min_cosine
-        if not cosine >= SAME_MODEL:
-            raise EncoderError(
-                f"runtime.engine: {self.engine} gives other vectors of this model than torch (cosine {cosine:.4f}); "
-                "use runtime.engine: torch"
-            )
+    def _refuse(self, other: str) -> None:
+        if other:
+            raise EncoderError(f"runtime.engine: {self.engine} gives {other}; use runtime.engine: torch")
 
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return the vectors, (B, D) float32, as the model's last module gives them."""
@@ -312,6 +308,10 @@ class SentenceTransformerEncoder:
         if self._lanes:
             self._lanes.close()
         del self._modules
-        gc.collect()
+        self.free_cache()
+
+    def free_cache(self) -> None:
+        """Give the memory of passes that have ended back to the device."""
+        gc.collect()  # an error that was caught may be held in a circle, and hold what its pass had computed
         if self._place.type == "cuda":
             torch.cuda.empty_cache()

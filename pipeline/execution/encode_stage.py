@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
 from pipeline.encoder.engines import TRIAL_AFTER_SECONDS, TRIAL_TOKENS, engines_to_try, fastest, first_engine
-from pipeline.encoder.packed import Encoded, encode_or_zero, take
+from pipeline.encoder.packed import Encoded, bearable_batch_tokens, encode_or_zero, take
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import PipelineError, SickDevice, in_a_line
@@ -122,8 +122,7 @@ class EncodeBlocks:
     def _encode(self, encoder: Encoder, tokens: TokenBatch) -> Encoded:
         encoded = encode_or_zero(encoder, tokens, self.batch_tokens, self.witness)
         if encoded.safe_batch_tokens:
-            self.batch_tokens = max(encoded.safe_batch_tokens, self.settings.tokenizer.max_tokens)
-            self.settings.attempts.lower(self.batch_tokens)
+            self._lower(max(encoded.safe_batch_tokens, self.settings.tokenizer.max_tokens))
         passed = np.flatnonzero(encoded.done_N & (tokens.lengths_N > 0))
         if self.witness is None and len(passed):
             self.settings.attempts.forgive()
@@ -170,12 +169,21 @@ class EncodeBlocks:
         if self.settings.canary:
             check_encoder(self.settings.canary, encoder, self.batch_tokens, self.settings.dimensions)
 
+    def _lower(self, batch_tokens: int) -> None:
+        self.batch_tokens = batch_tokens
+        self.settings.attempts.lower(batch_tokens)
+
     def _opened(self) -> Encoder:
         try:
             early, self._early = self._early, None
             encoder = (joined(early) if early else None) or self._open()
             if isinstance(encoder, Overlapping):
                 self.settings.attempts.note_attention(str(encoder.attention))
+            if encoder.device != "cpu":  # want of memory shows now, and not where the longest texts stand
+                longest = self.settings.tokenizer.max_tokens
+                bearable = bearable_batch_tokens(encoder, self.batch_tokens, longest)
+                if bearable < self.batch_tokens:
+                    self._lower(bearable)
             self._check(encoder)
             return encoder
         except PipelineError:
@@ -205,12 +213,13 @@ class EncodeBlocks:
         for name, time_of_it in (("created_timestamp", now), ("event_timestamp", settings.event_time)):
             new[name] = pa.repeat(time_of_it, len(vectors_MD))
         documents = with_vectors(documents, text_N, encoded.done_N, pa.table(new))
+        lowered = self.batch_tokens if self.batch_tokens < settings.batch_tokens else 0
         metrics = block.metrics | {
             "padded_tokens": float(encoded.padded_tokens),
             "encode_seconds": encoded.seconds,
             "batches": float(encoded.batches),
             "batch_splits": float(encoded.splits),
-            "safe_batch_tokens": float(encoded.safe_batch_tokens or 0),
+            "safe_batch_tokens": float(lowered or encoded.safe_batch_tokens or 0),
         }
         return replace(block, documents=documents, metrics=metrics)
 

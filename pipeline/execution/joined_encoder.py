@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder.memory import fault_of
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.quick_import import importing_quickly
 from pipeline.execution.attempts import replace_process
@@ -67,7 +68,7 @@ class JoinedEncoder:
         return partial(self._answer_to, self._sent)
 
     def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return the vectors of one batch, (B, D); raises an error that is named as that of the model."""
+        """Return the vectors of one batch, (B, D); raises an error that is named as `fault_of` names the model's."""
         return self.begin(batch)()
 
     def _answer_to(self, number: int) -> NDArray[np.float32]:
@@ -140,7 +141,7 @@ def _tell(begun: Queue[Callable[[], NDArray[np.float32]]], connection: Connectio
             try:
                 vectors_BD = vectors_of()
             except Exception as error:  # noqa: BLE001  see above
-                error_name = type(error).__name__
+                error_name = fault_of(error)
             connection.send((vectors_BD, error_name))
 
 
