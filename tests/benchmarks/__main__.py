@@ -26,12 +26,13 @@ from tests.benchmarks import (
     search,
     submitted,
 )
+from tests.benchmarks.budget import Budget
 from tests.benchmarks.chart import write_chart
 from tests.benchmarks.table import Line, shown
 
 PEER_ROWS = 100_000
 
-Part = Callable[[], Iterator[Line]]
+Part = Callable[[Budget], Iterator[Line]]
 
 
 def main() -> None:
@@ -41,8 +42,11 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     console = Console(width=None if os.isatty(1) else 170)
     parts = _parts(folder, options)
-    for name in [options.only] if options.only else (parts if options.full else QUICK):
-        lines = list(shown(_guarded(name, parts[name]), console))
+    names = [options.only] if options.only else [*(parts if options.full else QUICK)]
+    budget = Budget.of(options.minutes or (None if options.only or options.full else MINUTES))
+    for number, name in enumerate(names):
+        share = QUICK.get(name, 0.1) / sum(QUICK.get(one, 0.1) for one in names[number:])
+        lines = list(shown(_guarded(name, parts[name], budget.part(share)), console))
         _keep(folder / "results.json", name, lines)
     kept = [line for lines in _kept(folder / "results.json").values() for line in lines["lines"]]
     if write_chart(kept, folder / "encoders.svg"):
@@ -50,37 +54,44 @@ def main() -> None:
     console.print(f"kept in {folder / 'results.json'}", highlight=False)
 
 
-QUICK = ("encoders", "peers", "reading-writing", "growth")
-"""What runs without an option: within 20 minutes on two cores."""
+QUICK = {"encoders": 0.35, "peers": 0.45, "reading-writing": 0.05, "growth": 0.15}
+"""What runs without an option, and its share of the time."""
+
+MINUTES = 19.0
+"""For what runs without an option: on two cores it ends within 20 with imports and the picture."""
 
 
 def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     """Return the benchmarks by name, those first that say most."""
     rounds, rows = options.rounds, options.rows or 17_410
-    seconds = options.seconds
+    of_encoders = options.seconds or (4.0 if options.only or options.full else 2.0)
+    of_peers, of_all = options.seconds or (600 if options.full else 8), 1 if options.full else 5
     return {
-        "encoders": lambda: encoders.measure(folder, rounds or 5, seconds or 4.0, options.model),
-        "peers": lambda: peers.measure(folder, rounds or 1, seconds or (600 if options.full else 10), PEER_ROWS),
-        "reading-writing": lambda: reading_writing.measure(folder, rounds or 5),
-        "growth": lambda: growth.measure(folder, rounds or (3 if options.full else 1)),
-        "profile": lambda: loop_profile.measure(rounds or 3),
-        "ids": lambda: ids.measure(folder),
-        "nights": lambda: nights.measure(folder, options.rows or 100_000),
-        "renamed": lambda: nights.measure_renamed(folder, options.rows or 5_000_000),
-        "planning": lambda: planning.measure(folder),
-        "search": lambda: search.measure(folder, search.DOCUMENTS if options.full else options.rows or 12_000),
-        "data-plane": lambda: data_plane.measure(folder, rounds or 3),
-        "overhead": lambda: overhead.measure(folder, rounds or 2, rows),
-        "submitted": lambda: submitted.measure(folder, rounds or 3),
-        "faults": lambda: faults.measure(folder, rounds or 2, rows // 5),
+        "encoders": lambda budget: encoders.measure(folder, rounds or 5, of_encoders, options.model, budget),
+        "peers": lambda budget: peers.measure(folder, rounds or of_all, of_peers, PEER_ROWS, budget),
+        "reading-writing": lambda budget: reading_writing.measure(folder, rounds or 5, budget),
+        "growth": lambda budget: growth.measure(folder, rounds or 5, budget),
+        "profile": lambda _: loop_profile.measure(rounds or 5),
+        "ids": lambda _: ids.measure(folder),
+        "nights": lambda _: nights.measure(folder, options.rows or 100_000),
+        "renamed": lambda _: nights.measure_renamed(folder, options.rows or 5_000_000),
+        "planning": lambda _: planning.measure(folder),
+        "search": lambda _: search.measure(folder, search.DOCUMENTS if options.full else options.rows or 12_000),
+        "data-plane": lambda _: data_plane.measure(folder, rounds or 3),
+        "overhead": lambda _: overhead.measure(folder, rounds or 2, rows),
+        "submitted": lambda _: submitted.measure(folder, rounds or 3),
+        "faults": lambda _: faults.measure(folder, rounds or 2, rows // 5),
     }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    names = list(_parts(Path(), argparse.Namespace(rounds=None, rows=None, seconds=None, model=None, full=False)))
+    unset = argparse.Namespace(rounds=None, rows=None, seconds=None, model=None, full=False, only=None)
+    names = list(_parts(Path(), unset))
     parser.add_argument("--only", choices=names, help=f"one of them (default: {', '.join(QUICK)})")
     parser.add_argument("--full", action="store_true", help="all of them, the comparisons with 100,000 rows")
+    minutes = f"rounds end early after so long, but not before the third ({MINUTES:.0f}; with --only or --full: never)"
+    parser.add_argument("--minutes", type=float, help=minutes)
     parser.add_argument("--rounds", type=int, help="repetitions")
     parser.add_argument("--seconds", type=float, help="of encoders and peers: per variant and round")
     parser.add_argument("--model", help="of encoders: only m3e-small, or only BERT-large")
@@ -88,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _guarded(name: str, part: Part) -> Iterator[Line]:
+def _guarded(name: str, part: Part, budget: Budget) -> Iterator[Line]:
     try:
-        yield from part()
+        yield from part(budget)
     except Exception as error:  # noqa: BLE001  the edge of a benchmark: what is left of them goes on
         yield {"benchmark": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 

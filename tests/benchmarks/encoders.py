@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ import pyarrow as pa
 from pipeline.encoder.batching import computed_tokens, pack_by_tokens, pack_flat
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from tests.benchmarks import corpora, quiet
+from tests.benchmarks.budget import UNLIMITED, Budget
 from tests.benchmarks.ceiling import gemm_flops
 from tests.benchmarks.models import Model, bert_large, m3e_small
-from tests.benchmarks.rounds import Outcome, Texts, interleave, quiet_rounds, ratios
+from tests.benchmarks.rounds import LOOK_TOKENS, Loaded, Outcome, interleave, least, loaded, quiet_rounds, ratios
+from tests.benchmarks.samples import Texts
 from tests.benchmarks.variants import CORES, fast_tokenizer, ours, peers, reference_tokenizer
 
 LARGE_BATCH = 8
-"""Texts that `encode` takes at once of the large model, so that even few texts are batches of several lengths."""
+"""Texts that `encode` takes at once of the large model, so that even few texts are batches of several lengths; and
+documents that are taken together."""
+
+LARGE_LOOK_TOKENS = 300
+"""Of the first look at the large model, which takes seconds for so many."""
 
 ONE_IN_A_MIX = 1
 """Long documents among thousands of queries."""
@@ -26,27 +33,54 @@ ONE_IN_A_MIX = 1
 Line = dict[str, object]
 
 
-def measure(folder: Path, rounds: int, seconds: float, model: str | None = None) -> Iterator[Line]:
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Texts that the variants of a model are compared on."""
+
+    name: str
+    texts: Sequence[str]
+    time: float
+    """Per variant and round, over that of the reviews."""
+    batch_texts: int = 32
+    """Neighbours in length that are taken together: what `encode` takes at once; fewer where all are of one length."""
+    look_tokens: int = LOOK_TOKENS
+
+
+def measure(
+    folder: Path, rounds: int, seconds: float, model: str | None = None, budget: Budget = UNLIMITED
+) -> Iterator[Line]:
     """Yield a line per variant of each comparison, and what else bounds an encoder.
 
     Args:
-        rounds: of each comparison.
+        rounds: of each comparison; fewer, if the budget ends before.
         seconds: per variant and round, on reviews; long documents and queries get half, the large model twice as much.
         model: only the one whose name begins so.
     """
+    reviews = corpora.reviews(17_410)
     if _is_asked("m3e-small", model):
         small = m3e_small()
         yield from _around_the_model(small)
-        reviews = corpora.reviews(17_410)
-        yield from _compare(small, "reviews", reviews, rounds, seconds, with_pool=True)
         documents, queries = corpora.documents(2000), corpora.queries(4000, small.tokenize)
-        yield from _compare(small, "512-token documents", documents, rounds, seconds / 2, with_pool=False)
-        yield from _compare(small, "16-token queries", queries, rounds, seconds / 2, with_pool=False)
-        mixed = [*queries, *documents[:ONE_IN_A_MIX]]
-        yield from _compare(small, "16-token queries, one document", mixed, rounds, seconds / 2, with_pool=False)
+        compared = [
+            Corpus("reviews", reviews, 1.0),
+            Corpus("512-token documents", documents, 0.5, LARGE_BATCH),
+            Corpus("16-token queries", queries, 0.5),
+            Corpus("16-token queries, one document", [*queries, *documents[:ONE_IN_A_MIX]], 0.5),
+        ]
+        of_small = budget if model else budget.part(0.7)
+        variants = [*peers(small, with_pool=True), *ours(small, with_int8=True)]
+        with loaded(variants) as ways:
+            for number, corpus in enumerate(compared):
+                share = corpus.time / sum(one.time for one in compared[number:])
+                # who has texts of his own has them of the reviews
+                able = ways if corpus.texts is reviews else [way for way in ways if not way.variant.choose]
+                yield from _compare(small, able, corpus, rounds, seconds, of_small.part(share))
     if _is_asked("BERT-large shape", model):
         large = bert_large(folder)
-        yield from _compare(large, "reviews", corpora.reviews(17_410), rounds, 2 * seconds, False, LARGE_BATCH)
+        variants = [*peers(large, False, LARGE_BATCH), *ours(large, with_int8=False)]
+        with loaded(variants) as ways:
+            corpus = Corpus("reviews", reviews, 2.0, LARGE_BATCH, LARGE_LOOK_TOKENS)
+            yield from _compare(large, ways, corpus, rounds, seconds, budget)
 
 
 def _is_asked(name: str, asked: str | None) -> bool:
@@ -54,30 +88,29 @@ def _is_asked(name: str, asked: str | None) -> bool:
 
 
 def _compare(
-    model: Model, corpus: str, texts: Sequence[str], rounds: int, seconds: float, with_pool: bool, batch_texts: int = 32
+    model: Model, ways: Sequence[Loaded], corpus: Corpus, rounds: int, seconds: float, budget: Budget
 ) -> Iterator[Line]:
     """Yield one line per variant: medians over the rounds, and of ratios within a round."""
-    tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
-    variants = [*peers(model, with_pool, batch_texts), *ours(model, with_int8=model.name == "m3e-small")]
-    ceilings: dict[str, list[float]] = {variant.precision: [] for variant in variants}
+    tokens, _ = model.tokenize(pa.array(corpus.texts), model.description.max_tokens)
+    ceilings: dict[str, list[float]] = {way.variant.precision: [] for way in ways}
 
     def measure_ceilings() -> None:
         for precision, flops in ceilings.items():
             flops.append(gemm_flops(model.gemms, precision))
 
-    work = Texts(texts, tokens.lengths_N, model.flops, batch_texts)
-    outcomes = interleave(variants, work, rounds, seconds, measure_ceilings)
+    work = Texts(corpus.texts, tokens.lengths_N, model.flops, corpus.batch_texts)
+    outcomes = interleave(ways, work, rounds, corpus.time * seconds, measure_ceilings, corpus.look_tokens, budget)
     counted = quiet_rounds(outcomes)
     for outcome in outcomes:
         outcome.timed = [outcome.timed[number] for number in counted if number < len(outcome.timed)]
     ceilings = {name: [flops[number] for number in counted] for name, flops in ceilings.items()}
     mean = tokens.lengths_N.mean()
-    benchmark = f"encoders, {model.name}, {corpus} ({mean:.0f} tokens a text), {CORES} threads"
+    benchmark = f"encoders, {model.name}, {corpus.name} ({mean:.0f} tokens a text), {CORES} threads"
     for outcome in outcomes:
         yield {"benchmark": benchmark} | _line(outcome, outcomes, ceilings)
     for precision, flops in ceilings.items():
         yield {
-            "benchmark": f"GEMM ceiling at the shapes of {model.name}, {CORES} threads ({corpus})",
+            "benchmark": f"GEMM ceiling at the shapes of {model.name}, {CORES} threads ({corpus.name})",
             "precision": precision,
             "gigaflops_per_second": round(statistics.median(flops) / 1e9) if flops else None,
             "lowest": round(min(flops) / 1e9) if flops else None,
@@ -93,8 +126,9 @@ def _line(outcome: Outcome, outcomes: Sequence[Outcome], ceilings: dict[str, lis
     if not timed:
         return line
     to_float32 = ratios(outcome, outcomes[0])
-    same = next((other for other in outcomes if other.variant.precision == variant.precision), outcomes[0])
-    to_same = ratios(outcome, same)
+    same = [one for one in outcomes if one.variant.name == "encode" and one.variant.precision == variant.precision]
+    to_same = ratios(outcome, same[0]) if same else []
+    cosine = least(one.min_cosine for one in timed)
     shares = [
         one.flops / one.seconds / ceiling for one, ceiling in zip(timed, ceilings[variant.precision], strict=False)
     ]
@@ -105,7 +139,7 @@ def _line(outcome: Outcome, outcomes: Sequence[Outcome], ceilings: dict[str, lis
         "lowest": round(min(to_float32), 2) if to_float32 else None,
         "highest": round(max(to_float32), 2) if to_float32 else None,
         "to_encode_same_precision": _rounded(to_same),
-        "min_cosine": round(min(one.min_cosine for one in timed), 7),
+        "min_cosine": None if cosine is None else round(cosine, 7),
         "of_gemm_ceiling": round(statistics.median(shares), 3),
         "texts": timed[0].texts,
         "rounds": len(timed),

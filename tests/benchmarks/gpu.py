@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from tests.benchmarks.gpu_watch import busy_share, gemm_flops, kernel_share, nominal_flops
 from tests.benchmarks.random_model import Shape, make_model, texts_of
-from tests.benchmarks.rounds import Outcome, Texts, Variant, interleave, ratios
+from tests.benchmarks.rounds import Loaded, Outcome, Variant, interleave, least, loaded, ratios
+from tests.benchmarks.samples import Texts
 
 Line = dict[str, object]
 
@@ -74,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     folder = make_model(options.folder.resolve() / "models" / name, shape)
     trial = Trial(folder, shape, options.device, options.rounds, options.seconds, not options.without_compiler)
-    lines = []
-    for corpus, lengths_N in _corpora(trial).items():
-        if options.corpus in (None, corpus):
-            lines += list(_measured(trial, corpus, lengths_N))
+    lines: list[Line] = []
+    with loaded(variants(trial)) as ways:
+        for corpus, lengths_N in _corpora(trial).items():
+            if options.corpus in (None, corpus):
+                lines += list(_measured(trial, ways, corpus, lengths_N))
     kept = {"measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     target = options.folder / "gpu.json"
     target.write_text(json.dumps(kept | {"machine": _machine(trial), "lines": lines}, indent=2), encoding="utf-8")
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=24, help="of the model (24)")
     parser.add_argument("--hidden", type=int, default=1024, help="its width, a multiple of 64 (1024)")
     parser.add_argument("--corpus", choices=("documents", "reviews"), help="only one of them")
-    parser.add_argument("--rounds", type=int, default=3, help="of each comparison (3)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each comparison (5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="per variant and round, on average (2)")
     parser.add_argument("--without-compiler", action="store_true", help="leave out torch-compile")
     parser.add_argument("--folder", type=Path, default=Path(".bench"), help="for the model and gpu.json (.bench)")
@@ -112,12 +114,12 @@ def _corpora(trial: Trial) -> dict[str, NDArray[np.int64]]:
     return {"documents": np.full(texts // 4, longest), "reviews": review_lengths(texts, longest)}
 
 
-def _measured(trial: Trial, corpus: str, lengths_N: NDArray[np.int64]) -> Iterator[Line]:
+def _measured(trial: Trial, ways: Sequence[Loaded], corpus: str, lengths_N: NDArray[np.int64]) -> Iterator[Line]:
     """Yield a line per variant on one corpus, and what the device did meanwhile; print them."""
     texts = texts_of(lengths_N, trial.shape)
     work = Texts(texts, lengths_N, trial.shape.flops, 256 if trial.is_gpu else 32)
     look = 8 * max(trial.budgets) if trial.is_gpu else 500
-    outcomes = interleave(variants(trial), work, trial.rounds, trial.seconds, lambda: None, look)
+    outcomes = interleave(ways, work, trial.rounds, trial.seconds, lambda: None, look)
     ceiling = gemm_flops(trial.shape, trial.device)
     nominal = nominal_flops(_device_name(trial))
     lines = [_line(outcome, outcomes, ceiling, nominal) for outcome in outcomes]
@@ -131,13 +133,11 @@ def _measured(trial: Trial, corpus: str, lengths_N: NDArray[np.int64]) -> Iterat
     )
     facts: Line = {"gemm_ceiling_flops": ceiling, "nominal_flops": nominal}
     if best:
-        with best.variant.open() as encode:
-            count = max(256, round(5 * best.timed[0].texts / best.timed[0].seconds)) if trial.is_gpu else 64
-            again = partial(encode, [texts[row % len(texts)] for row in range(count)])
-            again()
-            facts |= (
-                {"busiest": best.variant.name} | busy_share(again, trial.device) | kernel_share(again, trial.device)
-            )
+        encode = next(way.encode for way in ways if way.encode and way.variant is best.variant)
+        count = max(256, round(5 * best.timed[0].texts / best.timed[0].seconds)) if trial.is_gpu else 64
+        again = partial(encode, [texts[row % len(texts)] for row in range(count)])
+        again()
+        facts |= {"busiest": best.variant.name} | busy_share(again, trial.device) | kernel_share(again, trial.device)
         shares = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if name[:4] == "gpu_")
         print(f"  {best.variant.name}: {shares or 'no GPU to watch'}")
     for line in (*lines, {"variant": "device", **facts}):
@@ -170,6 +170,7 @@ def _line(outcome: Outcome, outcomes: Sequence[Outcome], ceiling: float, nominal
     if outcome.failure:
         return line | {"failed": outcome.failure}
     flops = statistics.median(one.flops / one.seconds for one in timed)
+    cosine = least(one.min_cosine for one in timed)
     best_of_theirs = max(
         (one for one in outcomes if one.variant.name.startswith("encode") and one.timed),
         key=lambda one: statistics.median(timing.tokens_per_second for timing in one.timed),
@@ -180,7 +181,7 @@ def _line(outcome: Outcome, outcomes: Sequence[Outcome], ceiling: float, nominal
         "to_encode_best": round(statistics.median(ratios(outcome, best_of_theirs)), 2),
         "mfu_of_nominal": round(flops / nominal, 3) if nominal and variant.precision != "float32" else None,
         "of_gemm": round(flops / ceiling, 3) if variant.precision != "float32" else None,
-        "min_cosine": round(min(one.min_cosine for one in timed), 6),
+        "min_cosine": None if cosine is None else round(cosine, 6),
         "padding": _padding(outcome),
         "texts": timed[0].texts,
     }

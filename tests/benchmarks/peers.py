@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline import open_snapshot
 from tests.benchmarks import corpora, quiet
+from tests.benchmarks.budget import UNLIMITED, Budget
 from tests.benchmarks.models import Model, m3e_small
 from tests.benchmarks.overhead import encode_in_a_child
 from tests.benchmarks.programs import ProgramFailed, daft_python, seconds_of
-from tests.benchmarks.rounds import min_cosine
+from tests.benchmarks.rounds import least, min_cosine
 
 Line = dict[str, object]
 
 BUCKET, FILES, FEW_ROWS, COMPARED_ROWS = "bench", 8, 64, 256
+
+BEST_ROWS = 1024
+"""Rows of a batch from which on a larger one gains `encode` nothing."""
 
 
 class Writes(Enum):
@@ -64,23 +68,27 @@ class Peer:
     command: Command
     batch_rows: int = 1
     writes: Writes = Writes.FILES
+    is_slow: bool = False
+    """Whether the same way is faster with other settings."""
     start_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
     rows: int = 0
     rows_written: int = 0
-    min_cosine: float = 1.0
+    min_cosine: float | None = None
     failure: str = ""
 
 
-def measure(folder: Path, rounds: int, seconds: float, most_rows: int) -> Iterator[Line]:
+def measure(folder: Path, rounds: int, seconds: float, most_rows: int, budget: Budget = UNLIMITED) -> Iterator[Line]:
     """Yield one line per way.
 
     Args:
-        rounds: each takes the ways in turn.
+        rounds: each takes the ways in turn; fewer, if the budget ends before.
         seconds: about how long each may encode per round.
         most_rows: reviews there are.
+        budget: where it is limited, the slow batch sizes of the textbook job are left out, so that it is enough for the
+            rounds of the others: most of its time are starts.
     """
     model = m3e_small()
     texts = corpora.reviews(most_rows)
@@ -88,35 +96,39 @@ def measure(folder: Path, rounds: int, seconds: float, most_rows: int) -> Iterat
     known = pa.table({"id": pa.array(range(len(texts))), "text": texts, "tokens": tokens.lengths_N})
     rows_per_second = 512 / encode_in_a_child(model.folder, 512)
     reference_ND = _reference(model, texts[:COMPARED_ROWS])
-    peers = _peers(folder, model)
+    peers = [peer for peer in _peers(folder, model) if not (budget.is_limited and peer.is_slow)]
     with local_s3(folder / "s3") as server:
         os.environ.update(server.environment)
         if not server.filesystem().exists(BUCKET):
             server.create_bucket(BUCKET)
         for peer in peers:
-            wanted = max(rows_per_second * peer.expected * seconds, 2 * peer.batch_rows + FEW_ROWS, 2 * COMPARED_ROWS)
-            peer.rows = min(most_rows, round(wanted))
-        for _ in range(rounds):
-            for peer in peers:
+            peer.rows = min(most_rows, rows_of(peer, rows_per_second * peer.expected * seconds))
+        for number in budget.rounds(rounds):
+            for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
                 _measure(server, peer, known, reference_ND, 60 + 10 * seconds)
     yield from (_line(peer, peers) for peer in peers)
+
+
+def rows_of(peer: Peer, wanted: float) -> int:
+    """Return how many rows a way is given, about so many: beyond those of its start, whole batches of its own."""
+    return FEW_ROWS + peer.batch_rows * max(1, round(max(wanted, COMPARED_ROWS) / peer.batch_rows))
 
 
 def _peers(folder: Path, model: Model) -> list[Peer]:
     """Return the ways in float32, and in bfloat16 where this CPU has it; in the faster of these all of ours."""
     textbook = "Ray Data, map_batches of encode, {} rows"
-    peers = [
-        Peer(textbook.format(rows), precision, expected, _textbook(model, precision, rows), rows)
-        for rows, precision, expected in (
-            (32, "float32", 0.2),
-            (256, "float32", 0.4),
-            (1024, "float32", 0.7),
-            (1024, "bfloat16", 1.3),
-        )
-    ]
+    peers = []
+    for rows, precision, expected in (
+        (32, "float32", 0.2),
+        (256, "float32", 0.4),
+        (BEST_ROWS, "float32", 0.7),
+        (BEST_ROWS, "bfloat16", 1.3),
+    ):
+        job = _textbook(model, precision, rows)
+        peers.append(Peer(textbook.format(rows), precision, expected, job, rows, is_slow=rows < BEST_ROWS))
     for name, precision, expected in (("embed_text", "float32", 0.7), ("a class with encode", "bfloat16", 1.3)):
         job = _daft(folder, model, precision)
-        peers.append(Peer(f"Daft, {name}, 1024 rows", precision, expected, job, 1024))
+        peers.append(Peer(f"Daft, {name}, {BEST_ROWS} rows", precision, expected, job, BEST_ROWS))
     for precision, expected in OURS.items():
         peers.append(
             Peer("ours, python -m jobs embed", precision, expected, _ours(folder, model, precision), 1, Writes.COMPARED)
@@ -138,7 +150,7 @@ def _textbook(model: Model, precision: str, rows: int) -> Command:
 
 def _daft(folder: Path, model: Model, precision: str) -> Command:
     program = str(Path(__file__).parent / "daft_job.py")
-    return lambda *ends: _program([daft_python(folder), program], model, precision, "1024")(*ends)
+    return lambda *ends: _program([daft_python(folder), program], model, precision, str(BEST_ROWS))(*ends)
 
 
 def _ours(folder: Path, model: Model, precision: str, *overrides: str) -> Command:
@@ -184,7 +196,7 @@ def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray
         peer.rows_written = written.num_rows
         first = written.filter(pads.field("id") < COMPARED_ROWS).sort_by("id")
         vectors_ND = np.array(first["embedding"].to_pylist(), np.float32)
-        peer.min_cosine = min(peer.min_cosine, min_cosine(vectors_ND, reference_ND[: len(vectors_ND)]))
+        peer.min_cosine = least([peer.min_cosine, min_cosine(vectors_ND, reference_ND[: len(vectors_ND)])])
     except Exception as error:  # noqa: BLE001  one way that fails must not end the others
         what = str(error) if isinstance(error, ProgramFailed) else f"{type(error).__name__}: {error}"
         peer.failure = " ".join(what.split())[:400]
@@ -224,11 +236,14 @@ def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
         line["failed"] = peer.failure
     if not peer.rates:
         return line
+    in_bfloat16, in_same = (ratios(peers, precision, peer) for precision in ("bfloat16", peer.precision))
     return line | {
         "tokens_per_second": round(statistics.median(peer.rates)),
-        "ours_in_bfloat16_is": _ratio(peers, "bfloat16", peer),
-        "ours_in_same_precision_is": _ratio(peers, peer.precision, peer),
-        "min_cosine": round(peer.min_cosine, 7),
+        "ours_in_bfloat16_is": round(statistics.median(in_bfloat16), 2) if in_bfloat16 else None,
+        "ours_in_same_precision_is": round(statistics.median(in_same), 2) if in_same else None,
+        "lowest": round(min(in_same), 2) if in_same else None,
+        "highest": round(max(in_same), 2) if in_same else None,
+        "min_cosine": None if peer.min_cosine is None else round(peer.min_cosine, 7),
         "start_seconds": round(statistics.median(peer.start_seconds), 1),
         "wall_seconds": round(statistics.median(peer.wall_seconds), 1),
         "rows": peer.rows,
@@ -238,8 +253,7 @@ def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
     }
 
 
-def _ratio(peers: Sequence[Peer], precision: str, peer: Peer) -> float | None:
-    """Return how many times its rate ours has: the median of the ratios of each round."""
+def ratios(peers: Sequence[Peer], precision: str, peer: Peer) -> list[float]:
+    """Return how many times its rate ours has, once per round that both have finished."""
     ours = [other for other in peers if other.writes is Writes.COMPARED and other.precision == precision]
-    pairs = list(zip(ours[0].rates, peer.rates, strict=False)) if ours else []
-    return round(statistics.median(our / their for our, their in pairs), 2) if pairs else None
+    return [our / their for our, their in zip(ours[0].rates, peer.rates, strict=False)] if ours else []

@@ -4,7 +4,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,16 +23,25 @@ from pipeline.storage.listing import list_source
 from pipeline.storage.parquet import PartName, publish_part, read_columns, serialise
 from pipeline.storage.readers import ReadColumns, read_shard
 from tests.benchmarks import corpora, quiet
+from tests.benchmarks.budget import UNLIMITED, Budget
 
 Line = dict[str, object]
+
+Rounds = Callable[[], Iterable[int]]
+"""How often something is to be measured."""
 
 ROWS, DIMENSIONS = 16_384, 1792
 
 TITLE = f"one thread, {ROWS:,} rows"
 
 
-def measure(folder: Path, rounds: int) -> Iterator[Line]:
-    """Yield a line per way of writing a Part and of reading it, then one per format of a source file."""
+def measure(folder: Path, rounds: int, budget: Budget = UNLIMITED) -> Iterator[Line]:
+    """Yield a line per way of writing a Part and of reading it, then one per format of a source file.
+
+    Args:
+        rounds: fewer of what is measured after the budget has ended.
+    """
+    repeat = partial(budget.rounds, rounds)
     rows = _part()
     with local_s3(folder / "s3") as server:
         os.environ.update(server.environment)
@@ -41,7 +50,7 @@ def measure(folder: Path, rounds: int) -> Iterator[Line]:
         stores = {"disk": Store(str(folder / "parts")), "S3": Store(f"s3://bench/parts-{int(time.time())}")}
         vectors_megabytes = ROWS * DIMENSIONS * 4 / 1e6
         published: dict[str, str] = {}
-        yield _written("serialise, in memory", partial(serialise, rows, {}), rounds, vectors_megabytes)
+        yield _written("serialise, in memory", partial(serialise, rows, {}), repeat, vectors_megabytes)
         for place, store in stores.items():
             numbers = count()
 
@@ -50,11 +59,11 @@ def measure(folder: Path, rounds: int) -> Iterator[Line]:
                 publish_part(store, name, rows, {"fingerprint": "f"})
                 published[place] = name.key
 
-            yield _written(f"publish a Part, {place}", publish, rounds, vectors_megabytes)
+            yield _written(f"publish a Part, {place}", publish, repeat, vectors_megabytes)
             for what, names in (("ids", ["id"]), ("ids and vectors", ["id", "embedding"])):
                 read = partial(read_columns, store, published[place], names)
-                yield _line(f"Parts of {DIMENSIONS} dimensions", f"read a Part's {what}, {place}", read, rounds)
-        yield from _sources(folder, rounds)
+                yield _line(f"Parts of {DIMENSIONS} dimensions", f"read a Part's {what}, {place}", read, repeat)
+        yield from _sources(folder, repeat)
     shutil.rmtree(folder / "parts")
 
 
@@ -77,15 +86,15 @@ def _part() -> pa.Table:
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _written(what: str, write: Callable[[], object], rounds: int, megabytes: float) -> Line:
-    line = _line(f"Parts of {DIMENSIONS} dimensions", what, write, rounds)
+def _written(what: str, write: Callable[[], object], repeat: Rounds, megabytes: float) -> Line:
+    line = _line(f"Parts of {DIMENSIONS} dimensions", what, write, repeat)
     return line | {"vectors_MB_per_second": round(megabytes * float(str(line["rows_per_second"])) / ROWS)}
 
 
-def _line(benchmark: str, what: str, call: Callable[[], object], rounds: int, rows: int = ROWS) -> Line:
+def _line(benchmark: str, what: str, call: Callable[[], object], repeat: Rounds, rows: int = ROWS) -> Line:
     call()
     since, seconds = quiet.now(), []
-    for _ in range(rounds):
+    for _ in repeat():
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
@@ -95,11 +104,12 @@ def _line(benchmark: str, what: str, call: Callable[[], object], rounds: int, ro
         "rows_per_second": round(rows / statistics.median(seconds)),
         "slowest": round(rows / max(seconds)),
         "fastest": round(rows / min(seconds)),
+        "rounds": len(seconds),
         "others_cores": round(quiet.cores_of_others(since), 2),
     }
 
 
-def _sources(folder: Path, rounds: int) -> Iterator[Line]:
+def _sources(folder: Path, repeat: Rounds) -> Iterator[Line]:
     texts = corpora.reviews(ROWS)
     reviews = pa.table({"id": pa.array(range(ROWS), pa.int64()), "text": texts})
     columns = ReadColumns("id", "text", (), document_schema(pa.int64(), []))
@@ -110,7 +120,7 @@ def _sources(folder: Path, rounds: int) -> Iterator[Line]:
             filesystem.pipe_file(f"{path}/reviews{suffix}", shard_bytes(reviews, suffix))
             (file,) = list_source([f"{root}/reviews{suffix}"], "auto")
             read = partial(_read, Shard("shard", (Span(file),)), columns)
-            yield _line("reading reviews", f"{suffix}, {place}", read, rounds)
+            yield _line("reading reviews", f"{suffix}, {place}", read, repeat)
 
 
 def _read(shard: Shard, columns: ReadColumns) -> None:

@@ -1,19 +1,20 @@
 """Variants measured in turn, round by round, on the same texts; what counts is the ratio within a round."""
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks import quiet
+from tests.benchmarks.budget import LEAST_ROUNDS, UNLIMITED, Budget
+from tests.benchmarks.samples import Choose, Texts
 
-LEAST_ROUNDS = 3
-"""Fewer have no median worth the name."""
+COMPARED_TEXTS = 16
+"""Of those that the reference has encoded: for the cosines of a variant with texts of its own, after its time."""
 
 Encode = Callable[[list[str]], NDArray[np.float32]]
 
@@ -25,9 +26,18 @@ class Variant:
     name: str
     precision: str
     open: Callable[[], AbstractContextManager[Encode]]
-    """Loads what it needs; what is loaded stays until all rounds are over."""
-    mixed_texts: int = 0
-    """If not 0, it is given so many texts as they come, and not the texts of the others."""
+    """Loads what it needs."""
+    choose: Choose | None = None
+    """If there is one, it has texts of its own, as many as it encodes in its time; else those of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A variant that stands ready, or says why it does not."""
+
+    variant: Variant
+    encode: Encode | None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +49,8 @@ class Timed:
     flops: float
     seconds: float
     others_cores: float
-    min_cosine: float
-    """To the first variant's vectors, over the texts that both have encoded."""
+    min_cosine: float | None
+    """To the first variant's vectors, over texts that both have encoded; None where it has none."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -58,86 +68,80 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A variant that is loaded."""
+    """A variant that has encoded some texts already."""
 
     outcome: Outcome
     encode: Encode
     tokens_per_second: float
     """As a first look tells."""
 
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """What is encoded, and what that takes."""
-
-    texts: Sequence[str]
-    lengths_N: NDArray[np.int64]
-    """Tokens of each."""
-    flops_of: Callable[[NDArray[np.int64]], float]
-    batch_texts: int = 32
-    """What `SentenceTransformer.encode` takes at once."""
-
-    def like_all(self, number: int, rounds: int, count: int) -> NDArray[np.int64]:
-        """Return the rows of about so many texts that sort into the very batches that the whole corpus sorts into.
-
-        A few texts drawn at random would differ more in length from their neighbours than all texts do, and whoever
-        pads to the longest of 32 neighbours would look slower than he is. So whole batches of the sorted corpus are
-        taken, at even distances, others in each round, and mixed.
-        """
-        by_length_N = np.argsort([-len(text) for text in self.texts], kind="stable")
-        batches = max(1, len(self.texts) // self.batch_texts)
-        wanted = min(batches, max(1, round(count / self.batch_texts)))
-        chosen = ((np.arange(wanted) + (number + 0.5) / rounds) * batches / wanted).astype(np.int64)
-        rows = chosen[:, None] * self.batch_texts + np.arange(self.batch_texts)
-        return np.random.default_rng(number).permutation(by_length_N[rows[rows < len(self.texts)]])
-
-    def as_they_come(self, number: int, rounds: int, count: int) -> NDArray[np.int64]:
-        """Return the rows of so many consecutive texts, from another place in each round."""
-        return (np.arange(count) + number * (len(self.texts) // rounds)) % len(self.texts)
-
-    def taken(self, rows_B: NDArray[np.int64]) -> list[str]:
-        return [self.texts[row] for row in rows_B.tolist()]
+    def texts_in(self, seconds: float, texts: Texts) -> int:
+        """Return how many texts it encodes in so long, by what was measured last."""
+        timed = self.outcome.timed
+        return texts.count_of((timed[-1].tokens_per_second if timed else self.tokens_per_second) * seconds)
 
 
 LOOK_TOKENS = 1000
 """Of the first look that tells how fast a variant is; a GPU is not at its pace with so few."""
 
 
+@contextmanager
+def loaded(variants: Sequence[Variant]) -> Iterator[list[Loaded]]:
+    """Load variants for as many comparisons as are to come; one that fails does not end the others."""
+    with ExitStack() as stack:
+        yield [_load(variant, stack) for variant in variants]
+        _say("")
+
+
+def _load(variant: Variant, stack: ExitStack) -> Loaded:
+    _say(f"loading {variant.name} {variant.precision}")
+    try:
+        return Loaded(variant, stack.enter_context(variant.open()))
+    except Exception as error:  # noqa: BLE001  one variant that fails must not end the others
+        return Loaded(variant, None, _told(error))
+
+
 def interleave(
-    variants: Sequence[Variant],
+    ways: Sequence[Loaded],
     texts: Texts,
     rounds: int,
     seconds: float,
     before_round: Callable[[], None],
     look_tokens: int = LOOK_TOKENS,
+    budget: Budget = UNLIMITED,
 ) -> list[Outcome]:
     """Measure all variants in every round on the same texts, as many as they manage in the time together.
 
     Args:
-        variants: the first is the reference of the cosines, and should be there whatever happens.
-        seconds: per variant and round, on average.
+        ways: the first is the reference of the cosines.
+        rounds: fewer, if the budget ends before.
+        seconds: per variant and round, on average; those with texts of their own take about as long each.
         before_round: called at the beginning of each.
         look_tokens: of the first look at each.
     """
-    outcomes = [Outcome(variant) for variant in variants]
-    with ExitStack() as stack:
-        ready = [loaded for outcome in outcomes if (loaded := _loaded(outcome, texts, look_tokens, stack))]
-        count = _shared_count([one for one in ready if not one.outcome.variant.mixed_texts], texts, seconds)
-        for number in range(rounds):
-            before_round()
-            reference: _Encoded | None = None
-            for one in ready[:1] + _rotated(ready[1:], number):
-                variant = one.outcome.variant
-                if one.outcome.failure:
-                    continue
-                _say(f"round {number + 1}/{rounds}: {variant.name} {variant.precision}")
-                if variant.mixed_texts:
-                    rows_B = texts.as_they_come(number, rounds, min(variant.mixed_texts, len(texts.texts)))
-                else:
-                    rows_B = texts.like_all(number, rounds, count)
-                encoded = _measure(one, texts, rows_B, reference)
-                reference = reference or encoded
-        _say("")
+    outcomes = [Outcome(way.variant, failure=way.failure) for way in ways]
+    ready = [
+        one
+        for way, outcome in zip(ways, outcomes, strict=True)
+        if way.encode and (one := _looked(outcome, way.encode, texts, look_tokens))
+    ]
+    count = _shared_count([one for one in ready if not one.outcome.variant.choose], texts, seconds)
+    for number in budget.rounds(rounds):
+        before_round()
+        reference: _Encoded | None = None
+        for one in ready[:1] + _rotated(ready[1:], number):
+            outcome = one.outcome
+            if outcome.failure:
+                continue
+            _say(f"round {number + 1}/{rounds}: {outcome.variant.name} {outcome.variant.precision}")
+            if outcome.variant.choose:
+                rows_B = outcome.variant.choose(texts, number, rounds, one.texts_in(seconds, texts))
+            else:
+                rows_B = texts.like_all(number, rounds, count)
+            encoded = _measure(one, texts, rows_B, reference)
+            if outcome is outcomes[0]:
+                reference = encoded
+    _say("")
     return outcomes
 
 
@@ -148,7 +152,7 @@ _Encoded = tuple[NDArray[np.int64], NDArray[np.float32]]
 def _shared_count(ready: Sequence[Ready], texts: Texts, seconds: float) -> int:
     """Return how many texts all variants encode in their time together."""
     seconds_per_token = sum(1 / one.tokens_per_second for one in ready)
-    return _texts_of(len(ready) * seconds / seconds_per_token, texts) if ready else 0
+    return texts.count_of(len(ready) * seconds / seconds_per_token) if ready else 0
 
 
 def _rotated(values: list[Ready], by: int) -> list[Ready]:
@@ -156,23 +160,18 @@ def _rotated(values: list[Ready], by: int) -> list[Ready]:
     return values[at:] + values[:at]
 
 
-def _loaded(outcome: Outcome, texts: Texts, look_tokens: int, stack: ExitStack) -> Ready | None:
-    """Load a variant and find out how fast it is, roughly; None if it cannot be loaded."""
-    _say(f"loading {outcome.variant.name} {outcome.variant.precision}")
+def _looked(outcome: Outcome, encode: Encode, texts: Texts, look_tokens: int) -> Ready | None:
+    """Find out how fast a variant is, roughly; None if it fails."""
+    _say(f"looking at {outcome.variant.name} {outcome.variant.precision}")
     try:
-        encode = stack.enter_context(outcome.variant.open())
-        rows_B = texts.as_they_come(0, 1, min(len(texts.texts), max(8, _texts_of(look_tokens, texts))))
+        rows_B = texts.as_they_come(0, 1, min(len(texts.texts), max(8, texts.count_of(look_tokens))))
         encode(texts.taken(rows_B))
         started = time.perf_counter()
         encode(texts.taken(rows_B))
         return Ready(outcome, encode, int(texts.lengths_N[rows_B].sum()) / (time.perf_counter() - started))
-    except Exception as error:  # noqa: BLE001  one variant that fails must not end the others
+    except Exception as error:  # noqa: BLE001  see _load
         outcome.failure = _told(error)
         return None
-
-
-def _texts_of(tokens: float, texts: Texts) -> int:
-    return math.ceil(tokens / float(texts.lengths_N.mean()))
 
 
 def _measure(one: Ready, texts: Texts, rows_B: NDArray[np.int64], reference: _Encoded | None) -> _Encoded | None:
@@ -181,23 +180,39 @@ def _measure(one: Ready, texts: Texts, rows_B: NDArray[np.int64], reference: _En
         started = time.perf_counter()
         vectors_BD = one.encode(given)
         took = time.perf_counter() - started
-    except Exception as error:  # noqa: BLE001  see _loaded
+        others = quiet.cores_of_others(since)
+        cosine = _cosine(one, texts, (rows_B, vectors_BD), reference)
+    except Exception as error:  # noqa: BLE001  see _load
         one.outcome.failure = _told(error)
         return None
-    others, lengths_B, cosine = quiet.cores_of_others(since), texts.lengths_N[rows_B], 1.0
-    if reference is not None:
-        _, ours, theirs = np.intersect1d(rows_B, reference[0], return_indices=True)
-        cosine = min_cosine(vectors_BD[ours], reference[1][theirs])
+    lengths_B = texts.lengths_N[rows_B]
     tokens, flops = int(lengths_B.sum()), texts.flops_of(lengths_B)
     one.outcome.timed.append(Timed(len(given), tokens, flops, took, others, cosine))
     return rows_B, vectors_BD
 
 
-def min_cosine(ours_ND: NDArray[np.float32], theirs_ND: NDArray[np.float32]) -> float:
-    """Return the smallest cosine between rows of the same number."""
+def _cosine(one: Ready, texts: Texts, encoded: _Encoded, reference: _Encoded | None) -> float | None:
+    """Return the smallest cosine to the reference; who has texts of his own encodes some of the reference's for it."""
+    if reference is None:
+        return None
+    rows_B, theirs_BD = reference
+    if not one.outcome.variant.choose:
+        return min_cosine(encoded[1], theirs_BD)
+    return min_cosine(one.encode(texts.taken(rows_B[:COMPARED_TEXTS])), theirs_BD[:COMPARED_TEXTS])
+
+
+def min_cosine(ours_ND: NDArray[np.float32], theirs_ND: NDArray[np.float32]) -> float | None:
+    """Return the smallest cosine between rows of the same number; None if there are none."""
+    if not len(ours_ND):
+        return None
     a, b = ours_ND.astype(np.float64), theirs_ND.astype(np.float64)
     cosines_N = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return float(cosines_N.min(initial=1.0))
+    return float(cosines_N.min())
+
+
+def least(values: Iterable[float | None]) -> float | None:
+    """Return the smallest of those that there are."""
+    return min((value for value in values if value is not None), default=None)
 
 
 def quiet_rounds(outcomes: Sequence[Outcome]) -> list[int]:

@@ -18,6 +18,7 @@ from pipeline.execution.planning.model import open_encoder
 from pipeline.text.tokenizer import FastTokenizer
 from tests.benchmarks.models import Model
 from tests.benchmarks.rounds import Encode, Variant
+from tests.benchmarks.samples import Texts
 
 CORES = os.cpu_count() or 1
 BATCH_TOKENS = 16384
@@ -25,6 +26,9 @@ BATCH_TOKENS = 16384
 
 POOL_CHUNK = 1000
 """Texts that a process of a pool sorts by length together; much smaller ones, as by default, cost it up to half."""
+
+FASTEMBED_BATCH = 64
+"""Texts at once; fastembed's own default of 256, padded to the longest of so uneven ones, takes more than 10 GB."""
 
 
 class SentenceTransformerModel(Protocol):
@@ -44,10 +48,19 @@ def peers(model: Model, with_pool: bool, batch_texts: int = 32) -> list[Variant]
     ]
     if with_pool:
         pool = partial(_encode_with_pool, model)
-        variants.append(Variant(f"encode, pool of {CORES} processes", "float32", pool, POOL_CHUNK * CORES))
+        variants.append(Variant(f"encode, pool of {CORES} processes", "float32", pool, _of_a_pool))
         if importlib.util.find_spec("onnxruntime"):
-            variants.append(Variant("ONNX Runtime as fastembed has it", "float32", partial(_fastembed, model), 256))
+            fastembed = partial(_fastembed, model)
+            variants.append(Variant("ONNX Runtime as fastembed has it", "float32", fastembed, _of_fastembed))
     return variants
+
+
+def _of_a_pool(texts: Texts, number: int, rounds: int, count: int) -> NDArray[np.int64]:
+    return texts.in_chunks(number, rounds, count, CORES, POOL_CHUNK)
+
+
+def _of_fastembed(texts: Texts, number: int, rounds: int, count: int) -> NDArray[np.int64]:
+    return texts.as_they_come(number, rounds, max(1, round(count / FASTEMBED_BATCH)) * FASTEMBED_BATCH)
 
 
 def ours(model: Model, with_int8: bool) -> list[Variant]:
@@ -139,7 +152,7 @@ def _encode_with_pool(model: Model) -> Iterator[Encode]:
             os.environ["OMP_NUM_THREADS"] = before
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
-        chunk = min(POOL_CHUNK, -(-len(texts) // CORES))
+        chunk = -(-len(texts) // CORES)  # what each is given is of one chunk of POOL_CHUNK
         return _as_numpy(loaded.encode(texts, pool=pool, chunk_size=chunk, **_options("float32")))
 
     try:
@@ -150,7 +163,7 @@ def _encode_with_pool(model: Model) -> Iterator[Encode]:
 
 @contextmanager
 def _fastembed(model: Model) -> Iterator[Encode]:
-    """Encode as fastembed does a model with mean pooling: 256 texts at once, as they come, padded to the longest.
+    """Encode as fastembed does a model with mean pooling: texts as they come, each batch padded to its longest.
 
     The package itself cannot be installed beside this transformers.
     """
@@ -168,8 +181,8 @@ def _fastembed(model: Model) -> Iterator[Encode]:
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         vectors = []
-        for start in range(0, len(texts), 256):
-            rows = tokenizer.encode_batch(texts[start : start + 256])
+        for start in range(0, len(texts), FASTEMBED_BATCH):
+            rows = tokenizer.encode_batch(texts[start : start + FASTEMBED_BATCH])
             mask_BT = np.array([row.attention_mask for row in rows], np.int64)
             ids_BT = np.array([row.ids for row in rows], np.int64)
             (hidden_BTD,) = session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})

@@ -1,0 +1,127 @@
+"""What the tables of the benchmarks say: medians within rounds with their spread, and nothing that was not measured."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.benchmarks import encoders, growth, loop_profile, measuring, peers
+from tests.benchmarks.chart import write_chart
+from tests.benchmarks.rounds import Outcome, Timed, Variant
+
+
+def nothing(texts: list[str]) -> NDArray[np.float32]:
+    return np.empty((0, 1), np.float32)
+
+
+def outcome(name: str, precision: str, *tokens: int) -> Outcome:
+    return Outcome(
+        Variant(name, precision, lambda: nullcontext(nothing)), [Timed(1, one, 1.0, 1.0, 0.0, None) for one in tokens]
+    )
+
+
+def test_a_precision_that_encode_does_not_offer_is_compared_with_no_encode_of_the_same() -> None:
+    outcomes = [
+        outcome("encode", "float32", 100, 200),
+        outcome("encode, pool of 2 processes", "float32", 100, 100),
+        outcome("ours, openvino", "float32", 150, 250),
+        outcome("ours, openvino", "int8", 300, 400),
+    ]
+    ceilings = {"float32": [1.0, 1.0], "int8": [1.0, 1.0]}
+    lines = [encoders._line(one, outcomes, ceilings) for one in outcomes]
+    assert [line["to_encode_same_precision"] for line in lines] == [1.0, 0.75, 1.38, None]
+    assert [line["to_encode_float32"] for line in lines] == [1.0, 0.75, 1.38, 2.5]
+    assert [line["min_cosine"] for line in lines] == [None] * 4
+
+
+def peer(name: str, *rates: float, writes: peers.Writes = peers.Writes.FILES) -> peers.Peer:
+    measured = peers.Peer(name, "float32", 1.0, lambda source, target: [], writes=writes)
+    measured.rates = [*rates]
+    measured.start_seconds = measured.wall_seconds = measured.others = [1.0] * len(rates)
+    return measured
+
+
+def test_ours_is_compared_with_a_peer_within_each_round_and_the_spread_is_told() -> None:
+    both = [peer("ours", 10, 30, 20, writes=peers.Writes.COMPARED), peer("theirs", 10, 10, 5)]
+    line = peers._line(both[1], both)
+    assert (line["ours_in_same_precision_is"], line["lowest"], line["highest"]) == (3.0, 1.0, 4.0)
+    assert (line["rounds"], line["min_cosine"], line["ours_in_bfloat16_is"]) == (3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "wanted", "rows"), [(1, 300, 364), (1, 10, 320), (1024, 300, 1088), (32, 300, 352)]
+)
+def test_a_peer_is_given_whole_batches_beyond_the_rows_of_its_start(batch_rows: int, wanted: float, rows: int) -> None:
+    one = peers.Peer("theirs", "float32", 1.0, lambda source, target: [], batch_rows)
+    assert peers.rows_of(one, wanted) == rows
+
+
+def test_growth_says_no_more_than_its_spread_allows() -> None:
+    straight, bent = {10: 1.0, 100: 10.0, 1000: 100.0}, {10: 1.0, 100: 12.0, 1000: 100.0}
+    assert growth.bend(straight) == pytest.approx(0)
+    assert growth.bend(bent) == pytest.approx(0.2)
+    assert growth.spread([0.012, -0.034, 0.051]) == "+1% (-3% to +5%)"
+    assert growth.spread([]) is None
+
+
+@pytest.mark.parametrize(
+    ("command_line", "kind"),
+    [
+        (b"ray::MapWorker(MapBatches(EncodeBlocks)).submit", "encoder"),
+        (b"/usr/bin/python\0-m\0pipeline.execution.joined_encoder", "encoder"),
+        (b"ray::MapBatches(tokenize_blocks)", "stages"),
+        (b"/usr/bin/python\0-m\0pipeline.execution.executors.process_worker\x005", "stages"),
+        (b"ray::IDLE", "other worker"),
+        (b"/ray/core/src/ray/raylet/raylet\0--raylet_socket_name=x", "Ray itself"),
+        (b"/usr/bin/python\0-m\0jobs\0embed", None),
+    ],
+)
+def test_a_process_of_a_run_is_known_by_its_command_line(command_line: bytes, kind: str | None) -> None:
+    assert measuring.kind_of(command_line) == kind
+
+
+def test_a_worker_counts_with_its_peak_among_those_of_the_work_it_has_done() -> None:
+    watch = measuring.Watch()
+    for pid, kind, megabytes in [(1, "driver", 5), (2, "other worker", 9), (2, "stages", 7), (3, "encoder", 4)]:
+        watch.note(pid, kind, megabytes)
+    watch.note(2, "other worker", 8)
+    measured = measuring.Measured({}, 1.0, watch.peak_bytes())
+    assert measured.peak_bytes == {"driver": 5, "stages": 9, "encoder": 4}
+    assert (measured.driver_bytes, measured.worker_bytes) == (5, 9)
+
+
+def test_the_picture_has_a_bar_for_every_variant_that_has_a_ratio(tmp_path: Path) -> None:
+    bars: dict[str, Any] = {"to_encode_float32": 1.5, "lowest": 1.25, "highest": 1.75, "precision": "float32"}
+    lines: list[dict[str, Any]] = [
+        {"benchmark": "encoders, small, reviews", "variant": "ours, torch"} | bars,
+        {"benchmark": "encoders, small, reviews", "variant": "broken", "precision": "int8", "failed": "no such type"},
+        {"benchmark": "GEMM ceiling", "precision": "float32", "lowest": 1, "highest": 2},
+    ]
+    path = tmp_path / "encoders.svg"
+    assert write_chart(lines, path)
+    picture = path.read_text(encoding="utf-8")
+    assert all(told in picture for told in ("small, reviews", "ours, torch, float32", "1.50"))
+    assert "broken" not in picture
+    assert not write_chart(lines[1:], tmp_path / "none.svg")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::addmm", "kernels"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "kernels"),
+        ("mkldnn::_linear_pointwise", "kernels"),
+        ("aten::copy_", "copies"),
+        ("aten::view", "shapes"),
+        ("aten::item", "bookkeeping"),
+        ("aten::unique_consecutive", "bookkeeping"),
+        ("aten::an_operation_of_a_later_torch", "bookkeeping"),
+        (loop_profile.MODEL, "python_of_the_model"),
+        (loop_profile.LOOP, "bookkeeping"),
+    ],
+)
+def test_only_arithmetic_of_the_model_counts_as_kernels(name: str, kind: str) -> None:
+    assert loop_profile.kind_of(name) == kind
