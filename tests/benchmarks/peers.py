@@ -105,7 +105,8 @@ def measure(folder: Path, rounds: int, seconds: float, most_rows: int, budget: B
             peer.rows = min(most_rows, rows_of(peer, rows_per_second * peer.expected * seconds))
         for number in budget.rounds(rounds):
             for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
-                _measure(server, peer, known, reference_ND, 60 + 10 * seconds)
+                expected_seconds = peer.rows / (rows_per_second * peer.expected)
+                _measure(server, peer, known, reference_ND, 60 + 10 * expected_seconds)
     yield from (_line(peer, peers) for peer in peers)
 
 
