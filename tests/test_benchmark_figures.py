@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from tests.benchmarks import encoders, growth, loop_profile, measuring, peers
+from tests.benchmarks.ceiling import gemm_flops
 from tests.benchmarks.chart import write_chart
 from tests.benchmarks.rounds import Outcome, Timed, Variant
 
@@ -57,6 +59,13 @@ def test_ours_is_compared_with_a_peer_within_each_round_and_the_spread_is_told()
 def test_a_peer_is_given_whole_batches_beyond_the_rows_of_its_start(batch_rows: int, wanted: float, rows: int) -> None:
     one = peers.Peer("theirs", "float32", 1.0, lambda source, target: [], batch_rows)
     assert peers.rows_of(one, wanted) == rows
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_ceiling_is_measured_without_another_number_of_threads_left_behind(precision: str) -> None:
+    before = torch.get_num_threads()
+    assert gemm_flops([(64, 64), (64, 64), (64, 128)], precision) > 0
+    assert torch.get_num_threads() == before
 
 
 def test_growth_says_no_more_than_its_spread_allows() -> None:

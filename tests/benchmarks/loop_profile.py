@@ -16,7 +16,6 @@ from pipeline.encoder.protocol import Encoder
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.execution.planning.model import open_encoder
 from pipeline.records import TokenBatch
-from pipeline.units import counted
 from tests.benchmarks import corpora, quiet
 from tests.benchmarks.models import Model, m3e_small
 from tests.benchmarks.samples import Texts
@@ -24,9 +23,6 @@ from tests.benchmarks.table import Line
 from tests.benchmarks.variants import BATCH_TOKENS
 
 PRECISIONS = ("float32", "bfloat16")
-
-THREADS: int = torch.get_num_threads()
-"""As $OMP_NUM_THREADS says: on a machine that others use too, with one no wait for another counts as a kernel."""
 
 TOKENS = 4096
 """Of each corpus, in each precision."""
@@ -36,21 +32,7 @@ LOOP, MODEL = "encoder loop", "forward pass of a module"
 PRODUCTS = ("addmm", "baddbmm", "bmm", "linear", "matmul", "mm")
 ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "softmax", "_softmax")
 ROW_WISE = ("layer_norm", "native_layer_norm", "linalg_vector_norm", "mean", "norm", "segment_reduce", "sum")
-ELEMENT_WISE = (
-    "add",
-    "add_",
-    "clamp",
-    "clamp_",
-    "clamp_min",
-    "clamp_min_",
-    "div",
-    "div_",
-    "gelu",
-    "gelu_",
-    "mul",
-    "mul_",
-    "tanh",
-)
+ELEMENT_WISE = ("add", "add_", "clamp", "clamp_min", "div", "div_", "gelu", "gelu_", "mul", "mul_", "tanh")
 LOOK_UPS = ("embedding", "gather", "index_add", "index_add_", "index_select", "scatter_add", "scatter_add_")
 KERNELS = frozenset(f"aten::{name}" for name in (*PRODUCTS, *ATTENTION, *ROW_WISE, *ELEMENT_WISE, *LOOK_UPS))
 """The arithmetic of a model. An operation that stands in no list counts as bookkeeping, so that kernels are not praised
@@ -59,35 +41,38 @@ for what packs rows and asks for values."""
 COPIES = frozenset(f"aten::{name}" for name in ("copy_", "_to_copy", "to", "clone", "contiguous", "cat"))
 
 VIEWS = ("as_strided", "detach", "expand", "flatten", "narrow", "permute", "reshape", "resolve_conj", "select", "slice")
-MORE_VIEWS = (
-    "split",
-    "squeeze",
-    "t",
-    "transpose",
-    "unflatten",
-    "unsqueeze",
-    "view",
-    "_reshape_alias",
-    "_unsafe_view",
-    "alias",
-)
-ROOM = ("empty", "empty_like", "empty_strided", "set_", "resize_")
+MORE_VIEWS = ("split", "squeeze", "t", "transpose", "unflatten", "unsqueeze", "view", "_reshape_alias", "_unsafe_view")
+ROOM = ("alias", "empty", "empty_like", "empty_strided", "set_", "resize_")
 SHAPES = frozenset(f"aten::{name}" for name in (*VIEWS, *MORE_VIEWS, *ROOM))
 """What looks at memory in another way, or fetches and reads some: no arithmetic."""
 
 
 def measure(rounds: int) -> Iterator[Line]:
-    """Yield a line per corpus and precision: the shares of the loop's time, each the median of the rounds."""
+    """Yield a line per corpus and precision: the shares of the loop's time, each the median of the rounds.
+
+    Of one thread, as a lane of the encoder has it where cores are few, and of one lane: a profile sees the thread alone
+    in which it is taken, and with one thread no wait for another counts as a kernel.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from _of_one_thread(rounds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _of_one_thread(rounds: int) -> Iterator[Line]:
     model = m3e_small()
     texts = {
         "reviews": corpora.reviews(17_410),
         "512-token documents": corpora.documents(200),
         "16-token queries": corpora.queries(4000, model.tokenize),
     }
-    benchmark = f"time of the encoder loop, {model.name}, torch, {counted(THREADS, 'thread')}"
+    benchmark = f"time of the encoder loop, {model.name}, torch, one thread"
     for precision in PRECISIONS:
-        encoder = open_encoder(model.reference, precision, "", THREADS, "torch")
+        encoder = open_encoder(model.reference, precision, "", 1, "torch")
         assert isinstance(encoder, SentenceTransformerEncoder)
+        without_lanes(encoder)
         if encoder.emulates:
             yield {"benchmark": benchmark, "precision": precision, "failed": "this CPU imitates it, which says nothing"}
             continue
@@ -116,6 +101,13 @@ def _tokens(model: Model, texts: Sequence[str]) -> TokenBatch:
     tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
     corpus = Texts(texts, tokens.lengths_N, model.flops)
     return take(tokens, corpus.like_all(0, 1, round(TOKENS / float(tokens.lengths_N.mean()))))
+
+
+def without_lanes(encoder: SentenceTransformerEncoder) -> None:
+    """Let passes be computed in the thread that asks for them."""
+    if encoder._lanes:
+        encoder._lanes.close()
+        encoder._lanes = None
 
 
 @contextmanager
