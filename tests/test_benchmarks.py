@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.records import TokenBatch
 from tests.benchmarks import corpora, gpu, loop_profile
-from tests.benchmarks.__main__ import QUICK, _keep, _kept
+from tests.benchmarks.__main__ import QUICK, _keep, _kept, forget_servers
 from tests.benchmarks.budget import Budget
 from tests.benchmarks.models import m3e_small
 from tests.benchmarks.random_model import Shape, texts_of
@@ -231,6 +232,13 @@ def test_the_figures_of_one_benchmark_outlive_another_run(tmp_path: Path) -> Non
         "encoders": [{"benchmark": "c"}],
         "ids": [{"benchmark": "b"}],
     }
+
+
+def test_a_benchmark_does_not_ask_the_s3_server_of_the_one_before() -> None:
+    before = fsspec.filesystem("s3", anon=True)
+    assert fsspec.filesystem("s3", anon=True) is before
+    forget_servers()
+    assert fsspec.filesystem("s3", anon=True) is not before
 
 
 class Doubling(HashingEncoder):

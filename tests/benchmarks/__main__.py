@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import fsspec
 from rich.console import Console
 
 from tests.benchmarks import (
@@ -100,10 +101,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _guarded(name: str, part: Part, budget: Budget) -> Iterator[Line]:
+    forget_servers()
     try:
         yield from part(budget)
     except Exception as error:  # noqa: BLE001  the edge of a benchmark: what is left of them goes on
         yield {"benchmark": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+
+
+def forget_servers() -> None:
+    """Let no part ask the S3 server of the one before, which is gone: fsspec keeps what was opened with it."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def _kept(path: Path) -> dict[str, dict[str, list[Line]]]:

@@ -66,7 +66,9 @@ def _seconds_of(call: Gemm) -> float:
             for wait in [lanes.begin(lambda _: call(), None) for _ in range(lanes.count)]:
                 wait()
 
-        return min(_best(call, REPETITIONS), _best(side_by_side, SIDE_BY_SIDE) / lanes.count)
+        alone: float = _best(call, REPETITIONS)
+        together: float = _best(side_by_side, SIDE_BY_SIDE) / lanes.count
+        return min(alone, together)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

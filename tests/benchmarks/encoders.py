@@ -18,7 +18,7 @@ from tests.benchmarks.ceiling import gemm_flops
 from tests.benchmarks.models import Model, bert_large, m3e_small
 from tests.benchmarks.rounds import LOOK_TOKENS, Loaded, Outcome, interleave, least, loaded, quiet_rounds, ratios
 from tests.benchmarks.samples import Texts
-from tests.benchmarks.variants import CORES, fast_tokenizer, ours, peers, reference_tokenizer
+from tests.benchmarks.variants import CORES, fast_tokenizer, in_own_environment, ours, peers, reference_tokenizer
 
 LARGE_BATCH = 8
 """Texts that `encode` takes at once of the large model, so that even few texts are batches of several lengths; and
@@ -68,7 +68,8 @@ def measure(
             Corpus("16-token queries, one document", [*queries, *documents[:ONE_IN_A_MIX]], 0.5),
         ]
         of_small = budget if model else budget.part(0.7)
-        variants = [*peers(small, with_pool=True), *ours(small, with_int8=True)]
+        others = [*peers(small, with_pool=True), *in_own_environment(folder, small)]
+        variants = [*others, *ours(small, with_int8=True)]
         with loaded(variants) as ways:
             for number, corpus in enumerate(compared):
                 share = corpus.time / sum(one.time for one in compared[number:])

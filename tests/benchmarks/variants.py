@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.encoder.vectors import finish
 from pipeline.execution.planning.model import open_encoder
 from pipeline.text.tokenizer import FastTokenizer
 from tests.benchmarks.models import Model
+from tests.benchmarks.programs import answering, optimum_python
 from tests.benchmarks.rounds import Encode, Variant
 from tests.benchmarks.samples import Texts
 
@@ -53,6 +55,26 @@ def peers(model: Model, with_pool: bool, batch_texts: int = 32) -> list[Variant]
             fastembed = partial(_fastembed, model)
             variants.append(Variant("ONNX Runtime as fastembed has it", "float32", fastembed, _of_fastembed))
     return variants
+
+
+def in_own_environment(folder: Path, model: Model) -> list[Variant]:
+    """Return sentence-transformers with its OpenVINO backend, which does not bear our transformers.
+
+    Args:
+        folder: for the environment.
+    """
+    return [
+        Variant("encode, OpenVINO backend", precision, partial(_openvino_backend, folder, model, precision))
+        for precision in dict.fromkeys(("float32", model.compute))
+        if importlib.util.find_spec("openvino")
+    ]
+
+
+@contextmanager
+def _openvino_backend(folder: Path, model: Model, precision: str) -> Iterator[Encode]:
+    program = [optimum_python(folder), "-P", str(Path(__file__).parent / "openvino_backend.py")]
+    with answering(program, str(model.folder), {"float32": "f32", "bfloat16": "bf16"}[precision]) as encode:
+        yield encode
 
 
 def _of_a_pool(texts: Texts, number: int, rounds: int, count: int) -> NDArray[np.int64]:
