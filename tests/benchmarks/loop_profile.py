@@ -72,7 +72,6 @@ def _of_one_thread(rounds: int) -> Iterator[Line]:
     for precision in PRECISIONS:
         encoder = open_encoder(model.reference, precision, "", 1, "torch")
         assert isinstance(encoder, SentenceTransformerEncoder)
-        without_lanes(encoder)
         if encoder.emulates:
             yield {"benchmark": benchmark, "precision": precision, "failed": "this CPU imitates it, which says nothing"}
             continue
@@ -101,13 +100,6 @@ def _tokens(model: Model, texts: Sequence[str]) -> TokenBatch:
     tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
     corpus = Texts(texts, tokens.lengths_N, model.flops)
     return take(tokens, corpus.like_all(0, 1, round(TOKENS / float(tokens.lengths_N.mean()))))
-
-
-def without_lanes(encoder: SentenceTransformerEncoder) -> None:
-    """Let passes be computed in the thread that asks for them."""
-    if encoder._lanes:
-        encoder._lanes.close()
-        encoder._lanes = None
 
 
 @contextmanager
