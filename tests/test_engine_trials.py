@@ -1,6 +1,7 @@
 """`runtime.engine: auto`: other engines are tried on texts of the run, and only where that can pay."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.encoder import engines
 from pipeline.encoder.engines import EARNED_BACK_SECONDS, EngineChoice, fastest
 from pipeline.encoder.hashing import HashingEncoder
+from pipeline.encoder.packed import encode_packed
 from pipeline.errors import EncoderError
 from pipeline.execution import attempts, encode_stage
 from pipeline.execution.attempts import MAX_DEATHS, Attempts
@@ -27,6 +29,7 @@ __all__ = ["headed"]
 
 TOKENS = tokens_of([3, 9, 40, 40, 300, 7] * 20)
 SECONDS = 0.05
+BATCH_TOKENS = 1024
 
 
 class Paced(HashingEncoder):
@@ -49,7 +52,7 @@ class Paced(HashingEncoder):
 
 def test_the_faster_engine_goes_on_and_the_other_is_closed() -> None:
     slow, fast = Paced(0.01), Paced(0.0)
-    encoder, choice = fastest("torch", slow, {"openvino": lambda: fast}, TOKENS, SECONDS)
+    encoder, choice = fastest("torch", slow, {"openvino": lambda: fast}, TOKENS, BATCH_TOKENS, SECONDS)
     assert (encoder, choice.engine, slow.is_closed, fast.is_closed) == (fast, "openvino", True, False)
     assert choice.tokens_per_second["openvino"] > choice.tokens_per_second["torch"] > 0
     assert slow.passes == fast.passes
@@ -57,7 +60,7 @@ def test_the_faster_engine_goes_on_and_the_other_is_closed() -> None:
 
 def test_a_slower_engine_is_closed_and_nothing_changes() -> None:
     fast, slow = Paced(0.0), Paced(0.01)
-    encoder, choice = fastest("torch", fast, {"openvino": lambda: slow}, TOKENS, SECONDS)
+    encoder, choice = fastest("torch", fast, {"openvino": lambda: slow}, TOKENS, BATCH_TOKENS, SECONDS)
     assert (encoder, choice.engine, slow.is_closed, fast.is_closed) == (fast, "torch", True, False)
     assert choice.passed_over == {}
 
@@ -67,7 +70,8 @@ def test_an_engine_that_cannot_be_had_is_passed_over_with_its_reason_and_costs_n
         raise EncoderError("not installed")
 
     at_work = Paced(0.0)
-    encoder, choice = fastest("torch", at_work, {"openvino": missing, "other": lambda: Paced(1 / 0)}, TOKENS)
+    others = {"openvino": missing, "other": lambda: Paced(1 / 0)}
+    encoder, choice = fastest("torch", at_work, others, TOKENS, BATCH_TOKENS)
     assert (encoder, at_work.passes, at_work.is_closed) == (at_work, 0, False)
     assert choice == EngineChoice(
         "torch", {}, {"openvino": "not installed", "other": "it cannot be loaded: ZeroDivisionError"}
@@ -76,10 +80,100 @@ def test_an_engine_that_cannot_be_had_is_passed_over_with_its_reason_and_costs_n
 
 def test_an_engine_that_fails_in_its_trial_is_passed_over() -> None:
     at_work, broken = Paced(0.005), Paced(0.0, fails=True)
-    encoder, choice = fastest("torch", at_work, {"openvino": lambda: broken}, TOKENS, SECONDS)
+    encoder, choice = fastest("torch", at_work, {"openvino": lambda: broken}, TOKENS, BATCH_TOKENS, SECONDS)
     assert (encoder, choice.engine, broken.is_closed) == (at_work, "torch", True)
     assert choice.passed_over == {"openvino": "it fails with RuntimeError"}
     assert choice.tokens_per_second.keys() == {"torch"}
+
+
+class Noting(HashingEncoder):
+    """Lays rows end to end in small passes, and notes the lengths of each."""
+
+    is_flat, fill_tokens, lanes, attention = True, 1, 1, "flat"
+    pass_tokens: int | None = 700
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(8)
+        self.passes: list[tuple[int, ...]] = []
+        self.device, self.under_way, self.most_under_way = device, 0, 0
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        self.passes.append(tuple(batch.lengths_N.tolist()))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+        def wait() -> NDArray[np.float32]:
+            self.under_way -= 1
+            return HashingEncoder.encode(self, batch)
+
+        return wait
+
+    def encode(self, batch: TokenBatch) -> NDArray[np.float32]:
+        return self.begin(batch)()
+
+
+@pytest.mark.parametrize(("pass_tokens", "lanes"), [(700, 1), (None, 1), (700, 2), (700, 3)])
+def test_engines_are_measured_by_the_passes_of_the_run(pass_tokens: int | None, lanes: int) -> None:
+    padded, flat, in_a_run = Paced(0.0), Noting(), Noting()
+    flat.pass_tokens = in_a_run.pass_tokens = pass_tokens
+    flat.lanes = in_a_run.lanes = lanes
+    encode_packed(in_a_run, TOKENS, BATCH_TOKENS)
+    fastest("torch", padded, {"other": lambda: flat}, TOKENS, BATCH_TOKENS, SECONDS)
+    assert set(flat.passes) <= set(in_a_run.passes)
+    assert len(set(flat.passes)) > 1, "passes are taken from among all lengths"
+    assert flat.most_under_way == (1 if lanes == 1 else lanes + 1)
+
+
+def test_a_device_beside_the_cpu_computes_in_a_trial_while_the_next_pass_is_begun() -> None:
+    gpu = Noting("NVIDIA H200")
+    fastest("torch", gpu, {"torch-compile": lambda: Noting("NVIDIA H200")}, TOKENS, BATCH_TOKENS, SECONDS)
+    assert (gpu.most_under_way, gpu.under_way) == (2, 0)
+
+
+def test_an_engine_that_is_slow_with_long_texts_only_is_measured_with_its_share_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    even, uneven = Paced(0.0), Paced(0.0)
+    token_seconds = {id(even): {100: 1.0, 10: 1.0}, id(uneven): {100: 3.0, 10: 0.5}}
+
+    def token_seconds_of(encoder: HashingEncoder, turn: TokenBatch, batch_tokens: int) -> float:
+        assert len(turn.token_ids_T) <= batch_tokens
+        return token_seconds[id(encoder)][int(turn.lengths_N[0])]
+
+    monkeypatch.setattr(engines, "_token_seconds", token_seconds_of)
+    tokens = tokens_of([100] * 10 + [10] * 100)  # half of the tokens in either
+    _, choice = fastest("torch", even, {"other": lambda: uneven}, tokens, 100, SECONDS)
+    assert choice.engine == "torch"
+    assert choice.tokens_per_second["other"] == pytest.approx(1 / 1.75, rel=0.1)
+
+
+def test_what_an_engine_pads_in_all_its_passes_counts_and_not_what_it_pads_in_those_that_were_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "_token_seconds", lambda *_: 0.001)
+    tokens = tokens_of([*range(1, 101), *[10] * 100])
+    padded, flat = Paced(0.0), Noting()
+    _, choice = fastest("torch", padded, {"other": lambda: flat}, tokens, 200, SECONDS)
+    computed = encode_packed(padded, tokens, 200).padded_tokens
+    assert computed > len(tokens.token_ids_T)
+    assert choice.tokens_per_second["other"] == pytest.approx(1000.0)
+    assert choice.tokens_per_second["torch"] == pytest.approx(1000.0 * len(tokens.token_ids_T) / computed, rel=1e-3)
+
+
+def test_engines_have_two_turns_at_least_unless_the_first_has_taken_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+
+    def token_seconds_of(_: HashingEncoder, turn: TokenBatch, __: int) -> float:
+        turns.append(len(turn))
+        return 0.001
+
+    monkeypatch.setattr(engines, "_token_seconds", token_seconds_of)
+    fastest("torch", Paced(0.0), {"other": lambda: Paced(0.0)}, TOKENS, BATCH_TOKENS, seconds=0.0)
+    assert len(turns) == 2 * 2 * engines.LEAST_TURNS
+    monkeypatch.setattr(engines, "SLOW_SECONDS", 0.0)
+    turns.clear()
+    fastest("torch", Paced(0.0), {"other": lambda: Paced(0.0)}, TOKENS, BATCH_TOKENS, seconds=0.0)
+    assert len(turns) == 2 * 2
 
 
 def test_a_trial_that_kills_encoders_is_not_begun_a_fourth_time_and_one_that_ended_clears_the_others() -> None:

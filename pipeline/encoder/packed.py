@@ -67,7 +67,7 @@ def encode_packed(
     lengths_N = tokens.lengths_N
     ways = _ways_of(encoder)
     begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens, int(lengths_N.sum()))
-    pending = ways.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))[::-1]
+    pending = passes_of(encoder, lengths_N, batch_tokens)[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
     is_cache_full, tried_alone = False, set[int]()
     while pending or under_way:
@@ -112,6 +112,31 @@ def encode_packed(
     return result
 
 
+def tokens_of_a_pass(batch_tokens: int, pass_tokens: int | None) -> int:
+    """Return the budget of a pass: `batch_tokens`, or what the encoder's `pass_tokens` leaves of it.
+
+    A single row that is longer is a pass of its own all the same.
+    """
+    return min(batch_tokens, pass_tokens or batch_tokens)
+
+
+def passes_of(encoder: Encoder, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Return the rows of each pass that `encode_packed` makes where nothing fails, each (B,), longest rows first."""
+    ways = _ways_of(encoder)
+    budget = ways.budget(batch_tokens, int(lengths_N.sum()))
+    return ways.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))
+
+
+def lanes_of(encoder: Encoder) -> int:
+    """Return how many passes an encoder computes side by side."""
+    return max(1, _ways_of(encoder).lanes)
+
+
+def computed_by(encoder: Encoder, lengths_B: NDArray[np.int64]) -> int:
+    """Return how many tokens an encoder computes in a pass over these rows, those that stand for nothing included."""
+    return _ways_of(encoder).computed(lengths_B)
+
+
 @dataclass(frozen=True, slots=True)
 class _Ways:
     """How an encoder is fed."""
@@ -132,7 +157,7 @@ class _Ways:
     def budget(self, batch_tokens: int, tokens: int) -> int:
         """Return the tokens of a batch, for so many in all."""
         each = max(LEAST_PASS_TOKENS, -(-tokens // self.lanes)) if self.lanes > 1 else batch_tokens
-        return min(batch_tokens, self.pass_tokens or batch_tokens, each)
+        return min(tokens_of_a_pass(batch_tokens, self.pass_tokens), each)
 
     def packed(self, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
         if self.is_flat:

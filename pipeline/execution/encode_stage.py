@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.arrow import one_array
-from pipeline.encoder.engines import TRIAL_AFTER_SECONDS, TRIAL_TOKENS, engines_to_try, fastest, first_engine
+from pipeline.encoder.engines import TRIAL_AFTER_SECONDS, engines_to_try, fastest, first_engine
 from pipeline.encoder.packed import Encoded, bearable_batch_tokens, encode_or_zero, take
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.vectors import finish, to_stored
@@ -156,10 +156,9 @@ class EncodeBlocks:
             return
         if not self.settings.attempts.begin_trial():
             return
-        is_cpu = self.encoder.device == "cpu"
-        others = {name: self._opening(name) for name in engines_to_try(self.settings.compute, is_cpu)}
-        trial_tokens = TRIAL_TOKENS if is_cpu else self.batch_tokens
-        self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good), trial_tokens=trial_tokens)
+        names = engines_to_try(self.settings.compute, is_cpu=self.encoder.device == "cpu")
+        others = {name: self._opening(name) for name in names}
+        self.encoder, choice = fastest("torch", self.encoder, others, take(tokens, good), self.batch_tokens)
         self._open, self.may_try_engines = self._opening(choice.engine), False
         if choice.engine != "torch":
             self._check(self.encoder)
