@@ -191,7 +191,7 @@ def _verify(command: Command) -> None:
 
 def _tune(command: Command) -> None:
     _config(command)
-    budget = "after so many no new setting is tried (%(default)g)"
+    budget = "after so many, from the start of the command on, no new setting is tried (%(default)g)"
     command.add_argument("--seconds", type=float, default=90.0, help=budget)
 
 

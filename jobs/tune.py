@@ -1,6 +1,7 @@
 """`tune`: try settings on texts of the source, show how fast each was, and print the lines to paste."""
 
 import argparse
+import time
 from typing import TYPE_CHECKING
 
 from pipeline.config_file import load_config
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
+    deadline = time.monotonic() + options.seconds
     import orjson
 
     from pipeline.execution.planning.model import describe
@@ -20,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     plan = plan_of(config)
-    tuning = tune(config, plan, read_texts(config, plan, describe(plan.model)), options.seconds)
+    tuning = tune(config, plan, read_texts(config, plan, describe(plan.model)), deadline)
     print(orjson.dumps(tuning.to_json()).decode() if options.json else tuning_text(tuning))
     return 0
 
@@ -32,12 +34,12 @@ def tuning_text(tuning: "Tuning") -> str:
         f"{tuning.device} with {tuning.cores} cores; one core tokenises "
         f"{thousands(tuning.tokenize_tokens_per_second)} tokens/s",
         "",
-        f"{'engine':<8}  {'encoders':>8}  {'threads':>7}  {'batch_tokens':>12}  {'tokens/s':>9}  padding",
+        f"{'engine':<13}  {'encoders':>8}  {'threads':>7}  {'batch_tokens':>12}  {'tokens/s':>9}  padding",
     ]
     for trial in tuning.trials:
         result = f"{thousands(trial.tokens_per_second):>9}  {trial.padding:.1%}" if not trial.note else trial.note
         setting = trial.setting
-        shape = f"{setting.engine:<8}  {setting.encoders:>8}  {setting.threads:>7}"
+        shape = f"{setting.engine:<13}  {setting.encoders:>8}  {setting.threads:>7}"
         found.append(f"{shape}  {trial.batch_tokens:>12}  {result}")
     found += ["", f"{'rows_per_part':>13}  padding  seconds a Block  vectors of a Part"]
     for layout in tuning.layouts:

@@ -133,7 +133,8 @@ def test_every_engine_of_the_same_number_type_is_tried_and_one_that_fails_says_w
     found = {one.setting.engine: (one.tokens_per_second, one.note) for one in trials}
     assert found == {"openvino": (1000.0, ""), "onnx": (0.0, "failed: too large")}
     assert engines_beside_torch("cpu", kind, "bfloat16") == ("openvino",)
-    assert engines_beside_torch("cuda", kind, "float32") == engines_beside_torch("cpu", "hashing", "float32") == ()
+    assert engines_beside_torch("NVIDIA H200", kind, "bfloat16") == ("torch-compile",)
+    assert engines_beside_torch("cpu", "hashing", "float32") == ()
 
 
 def test_a_block_is_long_enough_to_be_worth_it_and_there_are_enough_of_them() -> None:

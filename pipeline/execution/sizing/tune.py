@@ -1,7 +1,7 @@
 """Which settings are fastest here: encoders, their batches and the size of a Block, tried on texts of the source."""
 
+import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -11,15 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import JobConfig
-from pipeline.encoder.batching import computed_tokens, pack_by_tokens
 from pipeline.encoder.engines import engines_to_try, first_engine
 from pipeline.errors import EncoderError
 from pipeline.execution.planning.plan import Plan
-from pipeline.execution.sizing.trials import Lab, Setting, Trial
+from pipeline.execution.sizing.trials import Lab, Setting, Trial, distinct_budgets, padding_of
 from pipeline.execution.sizing.tune_texts import Texts
-
-BUDGET_SECONDS = 90.0
-"""Nothing new is begun after this; what is running may still take some seconds."""
 
 WORTH_CHANGING = 1.03
 """Only what is faster by more than this takes the place of what the config says, or of fewer encoders."""
@@ -69,36 +65,37 @@ class Tuning:
         return asdict(self) | {"outcome": "tuned"}
 
 
-def tune(config: JobConfig, plan: Plan, texts: Texts, budget_seconds: float = BUDGET_SECONDS) -> Tuning:
+def tune(config: JobConfig, plan: Plan, texts: Texts, deadline: float) -> Tuning:
     """Try settings on texts of the source, each in processes of its own, and choose.
 
     First the batches of one encoder with all cores are tried, then other engines if the config leaves that open, then
     more encoders with fewer threads each.
 
+    Args:
+        deadline: by the monotonic clock; nothing new is begun after it, but something is tried in any case.
+
     Raises:
         EncoderError: the model cannot be loaded, or fails on every setting.
     """
     load = os.getloadavg()[0]
-    deadline = time.monotonic() + budget_seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a run; spinning threads of several encoders would fight
     cores = len(os.sched_getaffinity(0))
     lab = Lab(config, plan, texts, deadline)
     engine = first_engine(config.runtime.engine, config.recipe.compute)
-    trials = lab.batches(Setting(engine, 1, cores), _batch_candidates(config))
+    budgets = _batch_candidates(config)
+    trials = lab.batches(Setting(engine, 1, cores), budgets)
     best = _chosen(trials, config.runtime.batch_tokens)
+    notes = _notes_of_passes(budgets, trials)
     if config.runtime.engine == "auto" and engine == "torch":
         for other in engines_beside_torch(lab.device, plan.model.kind, config.recipe.compute):
-            trials += _with_engine(lab, other, cores, best.batch_tokens)
+            trials += _with_engine(lab, other, best.setting.threads, best.batch_tokens)
         best = _faster(trials, best)
     for encoders in _encoder_counts(lab.device, cores):
         threads = cores // encoders if lab.device == "cpu" else 0
         trials += lab.batches(Setting(best.setting.engine, encoders, threads), [best.batch_tokens])
     winner = _faster(trials, best)
     layouts = [layout_of(rows, texts, winner) for rows in ROWS_PER_PART]
-    notes = [
-        f"threads per encoder follow from runtime.encoders: {winner.setting.threads} each with "
-        f"{winner.setting.encoders} here"
-    ]
+    notes += _notes_of_encoders(lab.device, winner, texts)
     rows_per_part = _rows_per_part(layouts, texts.source_rows, winner)
     if load > BUSY_LOAD * cores:
         notes.append(
@@ -127,15 +124,15 @@ def _batch_candidates(config: JobConfig) -> list[int]:
 
 
 def engines_beside_torch(device: str, kind: str, compute: str) -> tuple[str, ...]:
-    """Return the engines that are installed and can compute a model of this kind on a CPU, in this number type."""
-    if device != "cpu" or kind == "hashing":
+    """Return the engines that are installed and that a run would try on a device, in this number type."""
+    if kind == "hashing":
         return ()
-    found = engines_to_try(compute, is_cpu=True)
+    found = engines_to_try(compute, is_cpu=device == "cpu")
     return found if find_spec("openvino") else tuple(engine for engine in found if engine != "openvino")
 
 
-def _with_engine(lab: Lab, engine: str, cores: int, batch_tokens: int) -> list[Trial]:
-    setting = Setting(engine, 1, cores)
+def _with_engine(lab: Lab, engine: str, threads: int, batch_tokens: int) -> list[Trial]:
+    setting = Setting(engine, 1, threads)
     try:
         return lab.batches(setting, [batch_tokens])
     except EncoderError as error:
@@ -163,18 +160,41 @@ def _faster(trials: Sequence[Trial], simplest: Trial) -> Trial:
     return best if best.tokens_per_second > WORTH_CHANGING * simplest.tokens_per_second else simplest
 
 
+def _notes_of_passes(budgets: Sequence[int], trials: Sequence[Trial]) -> list[str]:
+    """Return what is to be said where several budgets came to the same passes, and one of them was tried for all."""
+    limit = trials[0].pass_limit
+    same = distinct_budgets(budgets, limit, own=0)
+    if limit is None or len(same) == len(budgets):
+        return []
+    if len(same) == 1:
+        return [f"on this CPU a pass has {limit:,} tokens whatever runtime.batch_tokens is, from {limit:,} on"]
+    return [f"on this CPU a pass has {limit:,} tokens at most: a runtime.batch_tokens of more is the same, tried once"]
+
+
+def _notes_of_encoders(device: str, winner: Trial, texts: Texts) -> list[str]:
+    """Return what the number of encoders means: for their threads, on a cluster, and for the cores beside a GPU."""
+    encoders = winner.setting.encoders
+    if device != "cpu":
+        tokenising = math.ceil(winner.tokens_per_second / texts.tokens_per_second)
+        return [
+            f"beside each GPU some {tokenising + encoders + 1} cores: {tokenising} to tokenise at its rate, {encoders} "
+            "to feed it, one to read and write"
+        ]
+    threads = f"threads per encoder follow from runtime.encoders: {winner.setting.threads} each with {encoders} here"
+    if encoders == 1:
+        return [f"{threads}; auto is one encoder on this machine, and one on each node of a cluster"]
+    return [
+        f"{threads}; runtime.encoders counts those of all nodes: {encoders} is for this machine alone, on a cluster of "
+        f"such machines write {encoders} times their number"
+    ]
+
+
 def layout_of(rows: int, texts: Texts, winner: Trial) -> Layout:
     """Return what follows from Blocks of so many rows, at the rate of a trial."""
     lengths_N = _as_many(texts.tokens.lengths_N, rows)
     seconds = float(lengths_N.sum()) / (winner.tokens_per_second / winner.setting.encoders)
-    padding = winner.padding if winner.is_flat else _padding_of(lengths_N, winner.batch_tokens)
+    padding = winner.padding if winner.is_flat else padding_of(lengths_N, winner.pass_tokens)
     return Layout(rows, padding, seconds, round(rows * texts.bytes_per_vector))
-
-
-def _padding_of(lengths_N: NDArray[np.int64], batch_tokens: int) -> float:
-    """Return padded tokens over real ones, minus one, of rows that are padded to the longest of their batch."""
-    padded = sum(computed_tokens(lengths_N[batch], is_flat=False) for batch in pack_by_tokens(lengths_N, batch_tokens))
-    return padded / float(lengths_N.sum()) - 1
 
 
 def _as_many(lengths_N: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
@@ -201,11 +221,16 @@ def _rows_per_part(layouts: Sequence[Layout], source_rows: int, winner: Trial) -
 
 
 def _lines(device: str, trials: Sequence[Trial], winner: Trial, rows_per_part: int) -> dict[str, dict[str, Any]]:
-    """Return the keys that were found, by section; the engine only where more than one has shown its rate."""
+    """Return the keys that were found, by section; the engine only where more than one has shown its rate.
+
+    `encoders` counts those of a whole cluster, so `auto` stands for one per machine.
+    """
     encoders, engine = winner.setting.encoders, winner.setting.engine
-    runtime: dict[str, Any] = {"encoders": encoders, "batch_tokens": winner.batch_tokens}
-    if device != "cpu":
-        runtime |= {"encoders": "auto", "gpus_per_encoder": 1 / encoders}
-    elif len({trial.setting.engine for trial in trials if trial.tokens_per_second}) > 1:
+    is_cpu = device == "cpu"
+    runtime: dict[str, Any] = {"encoders": encoders if is_cpu and encoders > 1 else "auto"}
+    if not is_cpu:
+        runtime["gpus_per_encoder"] = 1 / encoders
+    runtime["batch_tokens"] = winner.batch_tokens
+    if len({trial.setting.engine for trial in trials if trial.tokens_per_second}) > 1:
         runtime["engine"] = engine
     return {"output": {"rows_per_part": rows_per_part}, "runtime": runtime}
