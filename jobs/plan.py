@@ -62,6 +62,7 @@ def forecast_text(made: "Forecast", rows_per_part: int, batch_tokens: int) -> st
         f"{percent(made.padding_fraction)} padding",
         "time": f"{duration(made.seconds['total'])} on {counted(made.encoders, 'encoder')} ({phases})",
         "encoders": f"{made.encoder_hours:.3g} hours" + ("" if made.cost is None else f", cost {money(made.cost)}"),
+        "cores": f"{made.cores_per_encoder:.1f} for an encoder on a GPU" if made.cores_per_encoder else "",
         "better": "; ".join(_changes(made, rows_per_part, batch_tokens)) or "rows_per_part and batch_tokens are good",
         "note": "; ".join(made.notes),
     }

@@ -128,6 +128,22 @@ def test_hours_and_cost_follow_from_a_given_rate(config: JobConfig) -> None:
     assert f"{slow.tokens:,} of 4,800 rows" in text
 
 
+def test_an_encoder_on_a_gpu_takes_more_cores_the_faster_it_is(config: JobConfig) -> None:
+    plan = planned(config)
+    made = [forecast.forecast(config, plan, tokens_per_second=rate) for rate in (1.0, 1e9)]
+    few, many = (one.cores_per_encoder for one in made)
+    assert few is not None
+    assert many is not None
+    assert 1 < few < 1.01 < many
+    assert "for an encoder on a GPU" in forecast_text(made[0], 100, 16384)
+
+
+def test_no_budget_is_tried_beside_that_of_the_config_that_comes_to_the_same_passes(config: JobConfig) -> None:
+    assert forecast._budgets(config, None) == [8192, 32768]
+    assert forecast._budgets(config, 2048) == []
+    assert forecast._budgets(config, 10_000) == [8192]
+
+
 @pytest.mark.slow
 def test_this_machine_is_measured_and_the_estimate_is_kept_for_the_report(
     config_path: str, config: JobConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -139,6 +155,7 @@ def test_this_machine_is_measured_and_the_estimate_is_kept_for_the_report(
     assert told["rows"] == told["estimate"]["rows"] == FILES * ROWS
     assert told["estimate"]["is_measured"]
     assert told["estimate"]["tokens_per_second"] > 0
+    assert told["estimate"]["cores_per_encoder"] is None
     assert 0 < told["estimate"]["seconds"]["start"] != start_up.START_SECONDS
     assert told["estimate"]["seconds"]["finish"] > 0
     assert start_up.ASSUMED not in told["estimate"]["notes"]

@@ -13,16 +13,19 @@ import ray
 import ray.data
 
 from pipeline import as_of_join
-from pipeline.config import Runtime
+from pipeline.config import JobConfig, Runtime
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.evaluation.rehearsal import text_table
 from pipeline.evaluation.stored_encoder import StoredEncoder
 from pipeline.evaluation.stored_vectors import StoredVectors
 from pipeline.execution.attempts import MAX_STRIKES, Attempts
-from pipeline.execution.clusters.cluster import NODE_SHARE, divide, short_of_cores, start_ray, stop_ray
+from pipeline.execution.clusters.cluster import NODE_SHARE, Shares, divide, start_ray, stop_ray
+from pipeline.execution.clusters.cores import BUSY, TELLING_SECONDS, short_of_cores, was_short_of_cores
 from pipeline.execution.clusters.tasks import in_tasks
+from pipeline.execution.executors import ray_executor
 from pipeline.execution.executors.calls import calling
 from pipeline.execution.planning.model import ModelReference, open_encoder
+from pipeline.execution.reporting.metrics import RunReport
 from pipeline.execution.sick_gpus import SickGpus, Sickness, here, sickness_of
 from pipeline.optional import library
 from tests.running import written_config
@@ -58,12 +61,54 @@ def test_encoders_never_reserve_all_cores_of_a_node_however_many_gpus_it_has(
         assert 0 < 8 / share * shares.encoder_cpus <= max(cores * NODE_SHARE + 8 / share * 0.005, 0.51)
 
 
-def test_a_warning_names_the_cores_that_gpus_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster_of(monkeypatch, a={"CPU": 8, "GPU": 4})
-    shares = divide(Runtime(gpus_per_encoder=0.5))
-    assert short_of_cores(shares, 12) == []
-    assert "8 cores stand beside 4 GPUs, 4 fewer than" in short_of_cores(shares, 8)[0]
-    assert short_of_cores(divide(Runtime(gpus_per_encoder=0)), 1) == []
+def test_a_warning_names_the_cores_that_gpus_lack_by_the_rates_of_an_estimate_if_there_is_one() -> None:
+    assert short_of_cores(8, 4, 12, None) == short_of_cores(2, 0, 1, None) == []
+    assert "8 cores stand beside 4 GPUs, 4 fewer than the 12 that" in short_of_cores(8, 4, 8, None)[0]
+    assert "BERT-large" in short_of_cores(8, 4, 8, {"cores_per_encoder": None})[0]
+    small_model = {"cores_per_encoder": 5.2}
+    assert "12 cores stand beside 4 GPUs, 9 fewer than the 21 that" in short_of_cores(4, 4, 12, small_model)[0]
+    assert short_of_cores(4, 4, 21, small_model) == []
+    assert short_of_cores(4, 4, 8, {"cores_per_encoder": 1.9}) == []
+
+
+def run_of(busy: float, seconds: float = 10 * TELLING_SECONDS) -> RunReport:
+    """Return the report of a run of so many seconds on two GPUs, whose stages took three times what encoding did."""
+    encoding = 2 * busy * seconds
+    stages = {"read": encoding, "tokenize": 1.5 * encoding, "encode": encoding, "write": 0.5 * encoding}
+    return RunReport("published", "out", encoders=2, device="gpu", seconds={"run": seconds}, stage_seconds=stages)
+
+
+def test_a_run_whose_gpus_have_waited_says_by_its_own_seconds_how_many_cores_are_lacking() -> None:
+    (said,) = was_short_of_cores(run_of(busy=0.5), gpus=2, cores=5) or []
+    assert "5 cores stand beside 2 GPUs, 3 fewer than the 8 that" in said
+    assert "50 % of the time" in said
+    assert was_short_of_cores(run_of(busy=0.5), gpus=2, cores=8) == []
+    assert was_short_of_cores(run_of(busy=BUSY), gpus=2, cores=1) == [], "they have not waited"
+    assert was_short_of_cores(run_of(busy=0.5, seconds=TELLING_SECONDS), gpus=2, cores=5) is None, "too short to tell"
+    assert was_short_of_cores(run_of(busy=0.5), gpus=0, cores=5) is None, "on CPUs"
+
+
+def test_what_was_assumed_of_cores_at_the_start_gives_way_to_what_the_run_has_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, answer in {"start_ray": [], "hosts": [], "living": {}, "lost_since": ["a node went"]}.items():
+        monkeypatch.setattr(ray_executor, name, lambda *_, answer=answer: answer)
+    for name in ("configure_data", "stop_on_sigterm", "stop_ray"):
+        monkeypatch.setattr(ray_executor, name, lambda: None)
+    monkeypatch.setattr(ray_executor, "divide", lambda runtime: Shares(2, 1.0, 1.0, 0, {}, 1.0))
+    monkeypatch.setattr(ray_executor, "ray_cores", lambda: 5.0)
+    monkeypatch.setattr(ray_executor, "RayExecutor", lambda *_: None)  # it would start Ray
+    config = JobConfig.model_validate(
+        {"source": {"uri": "in"}, "recipe": {"model": "hashing://8"}, "output": {"uri": "out"}}
+    )
+    report, ended = RunReport("failed", "out"), run_of(busy=0.5)
+    with ray_executor.on_ray(config, None, report):
+        (at_start,) = report.warnings
+        assert "1 fewer than the 6 that" in at_start
+        report.seconds, report.stage_seconds = ended.seconds, ended.stage_seconds
+    assert report.warnings[0] == "a node went"
+    assert "3 fewer than the 8 that" in report.warnings[1]
+    assert len(report.warnings) == 2
 
 
 def test_strikes_count_for_each_gpu_alone() -> None:

@@ -37,12 +37,6 @@ NODE_SHARE = 0.51
 """Share of a node's CPUs that its only CPU encoder reserves: more than half keeps a second one off the node, less
 than all leaves room for the stages around it (actors that take every CPU hang the job)."""
 
-
-CORES_PER_GPU = 3
-"""For a GPU that encodes 0.77 million tokens a second, which is 60 % of what its arithmetic allows with a BERT-large:
-0.7 cores tokenise (1.13 million tokens a second each, measured), 0.25 write Parts of 1,792 dimensions (24 µs a row,
-measured), one feeds the GPU, and the rest is for reading and for Ray."""
-
 BUILT_IN = ("CPU", "GPU", "memory", "object_store_memory")
 _ASKED = "runtime.encoder_resources asks for"
 
@@ -212,22 +206,6 @@ def gpus_by_node() -> dict[str, int]:
 def ray_cores() -> float:
     """Return how many CPUs the whole cluster has."""
     return float(ray.cluster_resources().get("CPU", 0.0))
-
-
-def short_of_cores(shares: Shares, cores: float) -> list[str]:
-    """Return a warning that names how many cores GPUs lack that must not wait for the stages around them.
-
-    Args:
-        cores: of the whole cluster.
-    """
-    gpus = shares.encoders * shares.encoder_gpus
-    missing = math.ceil(gpus * CORES_PER_GPU - cores)
-    if missing <= 0:
-        return []
-    return [
-        f"{cores:g} cores stand beside {gpus:g} GPUs, {missing} fewer than the {CORES_PER_GPU} per GPU that reading, "
-        "tokenising and writing take with a BERT-large, more with a smaller model: the GPUs may wait for them"
-    ]
 
 
 def _can_encode(nodes: Sequence[Resources], all_nodes: Sequence[Resources], runtime: Runtime) -> bool:

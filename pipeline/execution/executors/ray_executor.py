@@ -21,10 +21,10 @@ from pipeline.execution.clusters.cluster import (
     living,
     lost_since,
     ray_cores,
-    short_of_cores,
     start_ray,
     stop_ray,
 )
+from pipeline.execution.clusters.cores import short_of_cores, was_short_of_cores
 from pipeline.execution.early_encoder import EarlyEncoder
 from pipeline.execution.executors.executor import Todo
 from pipeline.execution.lending import RemoteLedger
@@ -76,12 +76,16 @@ def on_ray(config: JobConfig, early: EarlyEncoder | None, report: RunReport) -> 
         configure_data()
         shares = divide(config.runtime)
         report.hosts = hosts()
-        report.warnings += short_of_cores(shares, ray_cores())
+        gpus, cores = shares.encoders * shares.encoder_gpus, ray_cores()
+        short = short_of_cores(shares.encoders, gpus, cores, report.estimate)
+        report.warnings += short
         report.executor = "ray"
         report.encoders, report.device = shares.encoders, "gpu" if shares.encoder_gpus else "cpu"
         present = living()
         yield RayExecutor(config.runtime, shares, early)
         report.warnings += lost_since(present)
+        if (was_short := was_short_of_cores(report, gpus, cores)) is not None:
+            report.warnings = [*(warning for warning in report.warnings if warning not in short), *was_short]
     finally:
         if not isinstance(sys.exception(), Stopped):
             stopping = time.perf_counter()

@@ -16,13 +16,14 @@ from pipeline.encoder.describe import ModelDescription
 from pipeline.encoder.engines import TRIAL_AFTER_SECONDS, first_engine, rate_with_trial, trial_pays
 from pipeline.encoder.vectors import to_stored
 from pipeline.errors import EncoderError
+from pipeline.execution.clusters.cores import cores_of_encoder
 from pipeline.execution.planning.model import describe
 from pipeline.execution.planning.plan import Plan
 from pipeline.execution.reuse import with_index
 from pipeline.execution.settings import output_dimension, output_schema, recipe_facts, tokenizer_spec
 from pipeline.execution.sizing.corpus_sample import CorpusSample, Seen, expected, read_sample, relative_error
 from pipeline.execution.sizing.start_up import look_seconds, seconds_around
-from pipeline.execution.sizing.trials import Lab, Setting, Trial
+from pipeline.execution.sizing.trials import Lab, Setting, Trial, distinct_budgets
 from pipeline.execution.sizing.tune import BUSY_LOAD, WORTH_CHANGING, engines_beside_torch, layout_of, recommended_rows
 from pipeline.execution.sizing.tune_texts import STORED_BYTES, Texts
 from pipeline.storage.filesystem import Store
@@ -69,6 +70,9 @@ class Forecast:
     seconds: dict[str, float]
     """Expected wall time of `start`, `look through`, `run`, `finish` and `total`."""
     encoder_hours: float
+    cores_per_encoder: float | None
+    """That an encoder on a GPU keeps busy: with feeding it, and with reading, tokenising and writing at its rate; None
+    where encoders are on CPUs."""
     price_per_hour: float | None
     """Of one encoder."""
     rows_per_part: int
@@ -133,9 +137,12 @@ def forecast(
     notes += assumed
     seconds = {"start": around["start"], "look through": look_seconds(config, plan, sample, whole)}
     seconds["run"] = whole.tokens / pace.tokens_per_second / encoders
+    beside = (sample.read_seconds + sample.tokenize_seconds) * whole.rows / rows_read + vectors * write_seconds
+    cores = None
     if pace.threads:  # on a CPU the stages around take their time from the encoders; beside a GPU they overlap
-        beside = (sample.read_seconds + sample.tokenize_seconds) * whole.rows / rows_read + vectors * write_seconds
         seconds["run"] += beside / _cores()
+    elif whole.tokens:
+        cores = cores_of_encoder(whole.tokens / pace.tokens_per_second, beside)
     seconds["finish"] = around["finish"]
     seconds["total"] = sum(seconds.values())
     held = seconds["start"] + seconds["run"]
@@ -162,6 +169,7 @@ def forecast(
         encoders=encoders,
         seconds=seconds,
         encoder_hours=encoders * held / 3600,
+        cores_per_encoder=cores,
         price_per_hour=price_per_hour,
         rows_per_part=_rows_per_part(config, plan, texts, pace),
         batch_tokens=pace.best.batch_tokens,
@@ -206,7 +214,8 @@ def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, toke
     measured = lab.blocks(setting, runtime.batch_tokens, block_rows, MEASURED_SECONDS)
     if measured.note:
         raise EncoderError(f"{config.recipe.model} cannot be measured here: {measured.note}")
-    trials = lab.batches(setting, _budgets(config))
+    budgets = _budgets(config, measured.pass_limit)
+    trials = lab.batches(setting, budgets) if budgets else []
     best = max([measured, *trials], key=lambda trial: trial.tokens_per_second)
     if best.tokens_per_second <= WORTH_CHANGING * measured.tokens_per_second:
         best = measured
@@ -226,10 +235,11 @@ def _measured(config: JobConfig, plan: Plan, texts: Texts, block_rows: int, toke
     return Pace(lab.device, engine, threads, rate, measured.padding, best)
 
 
-def _budgets(config: JobConfig) -> list[int]:
-    """Return half and twice the budget of the config, as far as the longest text has room."""
+def _budgets(config: JobConfig, pass_limit: int | None) -> list[int]:
+    """Return half and twice the budget of the config, as far as the longest text has room and passes change by it."""
     own = config.runtime.batch_tokens
-    return [budget for budget in (own // 2, own * 2) if budget >= config.recipe.max_tokens]
+    fitting = [budget for budget in (own // 2, own * 2) if budget >= config.recipe.max_tokens]
+    return [budget for budget in distinct_budgets([own, *fitting], pass_limit, own) if budget != own]
 
 
 def _cores() -> int:
