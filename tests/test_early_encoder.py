@@ -1,11 +1,14 @@
 """A model that is loaded while Ray starts: who joins it has its vectors, and dies with it."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -128,6 +131,46 @@ def test_want_of_memory_is_told_as_such_and_a_death_ends_whoever_has_joined(
         assert encoder.encode(TOKENS).shape == (3, 16)
         with pytest.raises(SystemExit, match="replaced"):
             encoder.encode(DEADLY)
+
+
+class Unreadable:
+    """A connection whose answer is too large for the memory that is left."""
+
+    def send(self, batch: TokenBatch) -> None: ...
+
+    def recv(self) -> object:
+        raise MemoryError
+
+
+def test_an_answer_that_cannot_be_read_ends_whoever_has_joined_since_the_next_would_be_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def replaced() -> None:
+        raise SystemExit("replaced")
+
+    monkeypatch.setattr(joined_encoder, "replace_process", replaced)
+    with listening(partial(HashingEncoder, 16)) as early:
+        encoder = joined(early.address)
+        assert encoder is not None
+        connection, encoder._connection = encoder._connection, cast("Connection", Unreadable())
+        with pytest.raises(SystemExit, match="replaced"):
+            encoder.encode(TOKENS)
+        connection.close()
+
+
+def test_who_joins_between_the_birth_of_the_address_and_its_ear_waits_and_does_not_wait_for_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined_encoder, "LISTENS_WITHIN_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(address := str(tmp_path / "address"))
+        assert joined(address) is None
+        monkeypatch.setattr(joined_encoder, "LISTENS_WITHIN_SECONDS", 60.0)
+        with ThreadPoolExecutor(1) as pool:
+            joining = pool.submit(joined, address)
+            made.listen(1)
+            made.accept()[0].close()  # whoever has come is told nothing, and leaves
+            assert joining.result(60) is None
 
 
 def test_a_model_that_cannot_be_loaded_is_left_to_whoever_would_have_joined() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.hashing import HashingEncoder
-from pipeline.encoder.lanes import MOST_LANES, Lanes
+from pipeline.encoder.lanes import MOST_LANES, Lanes, keeps_state
 from pipeline.encoder.packed import LEAST_PASS_TOKENS, encode_packed
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.records import TokenBatch
@@ -81,6 +82,61 @@ def test_a_fault_in_one_lane_costs_only_the_rows_that_have_it() -> None:
     assert encoded.failures == dict.fromkeys(SICK, "RuntimeError")
     good = [row for row in range(len(SOME_BAD)) if row not in SICK]
     np.testing.assert_array_equal(encoded.vectors_ND[good], HashingEncoder(8).encode(tokens_of(SOME_BAD))[good])
+
+
+class OnceOutOfMemory(HashingEncoder):
+    """Has no memory for its first pass; notes how many are under way whenever one is begun."""
+
+    attention, is_flat, fill_tokens, pass_tokens, lanes = "none", True, 1, 512, 2
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.under_way, self.when_begun = 0, list[int]()
+
+    def begin(self, batch: TokenBatch) -> Callable[[], NDArray[np.float32]]:
+        self.under_way += 1
+        self.when_begun.append(self.under_way)
+        number = len(self.when_begun)
+
+        def wait() -> NDArray[np.float32]:
+            self.under_way -= 1
+            if number == 1:
+                raise MemoryError
+            return self.encode(batch)
+
+        return wait
+
+
+def test_after_a_want_of_memory_one_pass_is_alone_and_then_all_lanes_work_again() -> None:
+    tokens, encoder = tokens_of([[row + 1000] * 64 for row in range(80)]), OnceOutOfMemory()
+    encoded = encode_packed(encoder, tokens, 16384)
+    assert (encoded.failures, encoded.splits) == ({}, 1)
+    np.testing.assert_array_equal(encoded.vectors_ND, HashingEncoder(8).encode(tokens))
+    assert encoder.when_begun[:8] == [1, 2, 3, 1, 1, 2, 2, 3]
+    assert set(encoder.when_begun[8:]) == {3}
+
+
+class Scaled(torch.nn.Module):  # type: ignore[misc]
+    """Named as the positions of a model of transformers."""
+
+    def __init__(self, rope_type: object) -> None:
+        super().__init__()
+        self.rope_type = rope_type
+
+
+@pytest.mark.parametrize(
+    ("rope_type", "keeps"),
+    [
+        ("default", False),
+        ("yarn", False),
+        ("dynamic", True),
+        ("longrope", True),
+        ({"full_attention": "default", "sliding_attention": "dynamic"}, True),
+        ({"full_attention": "linear"}, False),
+    ],
+)
+def test_a_model_whose_passes_leave_something_behind_has_one_lane(rope_type: object, keeps: bool) -> None:
+    assert keeps_state(torch.nn.Sequential(torch.nn.Linear(2, 2), Scaled(rope_type))) == keeps
 
 
 @pytest.fixture(scope="module")

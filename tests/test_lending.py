@@ -107,6 +107,13 @@ def test_what_others_may_wait_for_is_encoded_first_and_lent_before_the_rest() ->
     assert np.array_equal(result.vectors_ND, HashingEncoder(4).encode(tokens_of(TEXTS)))
 
 
+def test_a_block_that_is_encoded_in_a_child_process_needs_one_call() -> None:
+    ledger, encode = Ledger(halves_of(TEXTS[:2]), 4), Counting()
+    result, _ = Borrower(ledger).encode(hash_strings(pa.array(TEXTS)), tokens_of(TEXTS), encode, in_one_call=True)
+    assert encode.calls == [8]
+    assert np.array_equal(result.vectors_ND, HashingEncoder(4).encode(tokens_of(TEXTS)))
+
+
 def test_what_a_dead_encoder_has_promised_is_encoded_by_who_has_waited_long_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

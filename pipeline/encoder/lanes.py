@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+DEFAULT_THREADS: int = torch.get_num_threads()
+"""As the cores at hand and the environment say; asked later, a thread may be told what a lane has set."""
 
 MOST_LANES = 8
 """With more cores than that a lane gets several: all lanes take turns in Python, which is 1 to 2 % of a pass."""
@@ -37,3 +40,15 @@ class Lanes:
     def close(self) -> None:
         """End the threads when what they have begun is done."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def keeps_state(body: Any) -> bool:
+    """Whether passes of a model leave something behind for the next ones, so that two at once would disturb each other.
+
+    Of the models of transformers these are the ones whose positions are scaled by the longest row they have seen.
+    """
+    kinds: list[str] = []
+    for module in body.modules():
+        of_module = getattr(module, "rope_type", None)
+        kinds += of_module.values() if isinstance(of_module, dict) else [str(of_module)]
+    return any("dynamic" in kind or kind == "longrope" for kind in kinds)

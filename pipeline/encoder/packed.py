@@ -69,24 +69,25 @@ def encode_packed(
     begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens, int(lengths_N.sum()))
     pending = passes_of(encoder, lengths_N, batch_tokens)[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
-    is_cache_full, tried_alone = False, set[int]()
+    is_cache_full, is_fault_to_come, tried_alone = False, False, set[int]()
     while pending or under_way:
         while pending and len(under_way) < most:
-            if is_cache_full:  # and nothing is under way
-                ways.free_cache()
-                is_cache_full = False
             rows_B = pending.pop()
             try:
+                if is_cache_full:  # and nothing is under way
+                    is_cache_full = False
+                    ways.free_cache()
                 under_way.append((rows_B, begin(take(tokens, rows_B))))
             except Exception as error:  # noqa: BLE001  it is told below, when the batches before it are done
                 # without its frames, which hold what the pass had computed
                 under_way.append((rows_B, partial(_raise, error.with_traceback(None))))
-                most = 1  # from now on one after the other
+                most, is_fault_to_come = 1, True
         rows_B, vectors_of = under_way.popleft()
         try:
             vectors_BD = vectors_of()
         except Exception as error:  # noqa: BLE001  whatever a model raises must cost one row at most
-            name = fault_of(error)
+            is_fault_to_come = False
+            name = fault_of(error.with_traceback(None))  # whose frames hold what the pass had computed
             if name == OUT_OF_MEMORY:
                 most, is_cache_full = 1, True
                 if len(rows_B) == 1 and int(rows_B[0]) not in tried_alone:
@@ -104,6 +105,8 @@ def encode_packed(
         result.done_N[rows_B] = finite_B
         result.padded_tokens += ways.computed(lengths_N[rows_B])
         result.batches += 1
+        if not is_cache_full and not is_fault_to_come:
+            most = min(most + 1, ways.most)  # after a fault one alone, then one more each time
     result.vectors_ND[~result.done_N] = np.nan
     if not result.done_N.all():
         how = ", ".join(sorted(set(result.failures.values()))) or "NaN or infinite vectors"

@@ -19,7 +19,7 @@ from pipeline.encoder.calibration import MODEL_FILE, facts_of
 from pipeline.encoder.compiled import compile_layers
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
-from pipeline.encoder.lanes import Lanes
+from pipeline.encoder.lanes import DEFAULT_THREADS, Lanes, keeps_state
 from pipeline.encoder.model_folder import check_folder
 from pipeline.encoder.onnx_body import OnnxBody, check_onnx
 from pipeline.encoder.openvino_body import OpenVinoBody, check_arithmetic, converted, read_model
@@ -153,9 +153,10 @@ class SentenceTransformerEncoder:
             self._convert(compute, threads, reference)
         if engine == "torch-compile":
             self._compile(reference)
-        threads = threads or torch.get_num_threads()
-        if engine == "torch" and place == "cpu" and threads > 1 and not trust_remote_code:
-            self._lanes = Lanes(threads)  # not of code that others wrote, which may keep state in a pass
+        threads = threads or DEFAULT_THREADS
+        if engine == "torch" and place == "cpu" and threads > 1:
+            may_keep_state = trust_remote_code or keeps_state(transformer)
+            self._lanes = None if may_keep_state else Lanes(threads)
 
     @property
     def is_flat(self) -> bool:

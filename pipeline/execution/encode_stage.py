@@ -97,7 +97,7 @@ class EncodeBlocks:
                 encode = self._encode_isolated if verdict.is_deadly else self._encode_here
                 if self.borrower:
                     hashes = block.documents["text_hash"].take(pa.array(texts.rows_M))
-                    encoded, borrowed_M = self.borrower.encode(hashes, tokens, encode)
+                    encoded, borrowed_M = self.borrower.encode(hashes, tokens, encode, verdict.is_deadly)
                 else:
                     encoded, borrowed_M = encode(tokens), np.zeros(len(tokens), np.bool_)
         except SickDevice as error:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,6 +27,9 @@ from pipeline.execution.attempts import replace_process
 from pipeline.records import TokenBatch
 
 FAMILY = "AF_UNIX"
+LISTENS_WITHIN_SECONDS = 1.0
+"""Between the two calls of a process that makes a socket and listens at it."""
+
 FACTS = ("dimension", "max_tokens", "device", "emulates", "is_flat", "fill_tokens", "pass_tokens", "lanes", "attention")
 """What `Encoder` and `Overlapping` say of a model: whoever joins packs its batches by them."""
 
@@ -90,18 +94,25 @@ class JoinedEncoder:
 
 @contextmanager
 def _dying_with_it() -> Iterator[None]:
+    """End this process if a message is lost, be the other one dead or be it that there is no memory to read it."""
     try:
         yield
-    except (EOFError, ConnectionError):
+    except Exception:  # noqa: BLE001  from then on no answer would belong to the batch it is taken for
         replace_process()
 
 
 def joined(address: str) -> JoinedEncoder | None:
     """Return the encoder that waits at an address, None if there is none."""
-    try:
-        return JoinedEncoder(address)
-    except (OSError, EOFError):
-        return None
+    until = time.monotonic() + LISTENS_WITHIN_SECONDS
+    while True:
+        try:
+            return JoinedEncoder(address)
+        except ConnectionRefusedError:  # its process has made the address and does not listen yet, or is dead
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.02)
+        except (OSError, EOFError):
+            return None
 
 
 def serve() -> None:
@@ -135,14 +146,16 @@ def _answer(encoder: Encoder, connection: Connection) -> None:
 
 
 def _tell(begun: Queue[Callable[[], NDArray[np.float32]]], connection: Connection) -> None:
-    with suppress(ConnectionError):
+    try:
         while True:
             vectors_of, vectors_BD, error_name = begun.get(), None, None
             try:
                 vectors_BD = vectors_of()
             except Exception as error:  # noqa: BLE001  see above
-                error_name = fault_of(error)
+                error_name = fault_of(error.with_traceback(None))  # whose frames hold what the pass had computed
             connection.send((vectors_BD, error_name))
+    finally:  # whoever has joined waits for an answer that does not come
+        os._exit(1)
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -107,7 +107,11 @@ class Borrower:
         self._halves_R2 = ledger.hashes()
 
     def encode(
-        self, hashes: pa.Array, tokens: TokenBatch, encode: Callable[[TokenBatch], Encoded]
+        self,
+        hashes: pa.Array,
+        tokens: TokenBatch,
+        encode: Callable[[TokenBatch], Encoded],
+        in_one_call: bool = False,
     ) -> tuple[Encoded, NDArray[np.bool_]]:
         """Return the vectors of M texts, and which were borrowed.
 
@@ -115,6 +119,7 @@ class Borrower:
             hashes: of the texts, no two alike.
             tokens: of the texts; those without any are left to `encode`.
             encode: gives the vectors of some of them.
+            in_one_call: whether a call is so dear that others may wait a little longer for the texts they share.
         """
         text_M, borrowed_M = self._numbers(hashes), np.zeros(len(tokens), np.bool_)
         text_M[tokens.lengths_N == 0] = -1
@@ -128,7 +133,8 @@ class Borrower:
             answer = self.ledger.ask(text_M[rows_L], self.name, is_late)
             there, mine = rows_L[answer.is_there_K], rows_L[~answer.is_there_K & ~answer.is_promised_K]
             rows_L = rows_L[answer.is_promised_K]
-            todo = [rows_K for rows_K in (mine, own_K) if len(rows_K)]  # what others may wait for comes first
+            calls = (np.concatenate([mine, own_K]),) if in_one_call else (mine, own_K)  # what is shared comes first
+            todo = [rows_K for rows_K in calls if len(rows_K)]
             for rows_K in todo if todo or result else [mine]:
                 encoded = encode(take(tokens, rows_K))
                 self._lend(text_M[rows_K], encoded)
