@@ -115,13 +115,18 @@ def test_who_joins_has_the_vectors_and_the_facts_of_the_model() -> None:
         encoder.close()
 
 
-def test_want_of_memory_is_told_as_such_and_a_death_ends_whoever_has_joined(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def replaced() -> None:
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process that ends to be replaced say so instead."""
+
+    def end() -> None:
         raise SystemExit("replaced")
 
-    monkeypatch.setattr(joined_encoder, "replace_process", replaced)
+    monkeypatch.setattr(joined_encoder, "replace_process", end)
+
+
+@pytest.mark.usefixtures("replaced")
+def test_want_of_memory_is_told_as_such_and_a_death_ends_whoever_has_joined() -> None:
     with listening(partial(Frail, 16)) as early:
         encoder = joined(early.address)
         assert encoder is not None
@@ -142,13 +147,8 @@ class Unreadable:
         raise MemoryError
 
 
-def test_an_answer_that_cannot_be_read_ends_whoever_has_joined_since_the_next_would_be_taken_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def replaced() -> None:
-        raise SystemExit("replaced")
-
-    monkeypatch.setattr(joined_encoder, "replace_process", replaced)
+@pytest.mark.usefixtures("replaced")
+def test_an_answer_that_cannot_be_read_ends_whoever_has_joined_since_the_next_would_be_taken_for_it() -> None:
     with listening(partial(HashingEncoder, 16)) as early:
         encoder = joined(early.address)
         assert encoder is not None

@@ -67,7 +67,7 @@ def encode_packed(
     lengths_N = tokens.lengths_N
     ways = _ways_of(encoder)
     begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens, int(lengths_N.sum()))
-    pending = passes_of(encoder, lengths_N, batch_tokens)[::-1]
+    pending = ways.passes(lengths_N, budget)[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
     is_cache_full, is_fault_to_come, tried_alone = False, False, set[int]()
     while pending or under_way:
@@ -126,8 +126,7 @@ def tokens_of_a_pass(batch_tokens: int, pass_tokens: int | None) -> int:
 def passes_of(encoder: Encoder, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
     """Return the rows of each pass that `encode_packed` makes where nothing fails, each (B,), longest rows first."""
     ways = _ways_of(encoder)
-    budget = ways.budget(batch_tokens, int(lengths_N.sum()))
-    return ways.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))
+    return ways.passes(lengths_N, ways.budget(batch_tokens, int(lengths_N.sum())))
 
 
 def lanes_of(encoder: Encoder) -> int:
@@ -161,6 +160,10 @@ class _Ways:
         """Return the tokens of a batch, for so many in all."""
         each = max(LEAST_PASS_TOKENS, -(-tokens // self.lanes)) if self.lanes > 1 else batch_tokens
         return min(tokens_of_a_pass(batch_tokens, self.pass_tokens), each)
+
+    def passes(self, lengths_N: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+        """Return the rows of each batch under a budget, which a single row may exceed."""
+        return self.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))
 
     def packed(self, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
         if self.is_flat:
