@@ -55,5 +55,5 @@ def test_a_cpu_computes_no_padding(small: Path) -> None:
 def test_a_pass_on_a_cpu_is_no_larger_than_its_cache_likes_whatever_the_budget(small: Path) -> None:
     tokens = tokens_of([64] * 200)
     encoder = SentenceTransformerEncoder(str(small), "float32", threads=1)
-    assert encode_packed(encoder, tokens, 1 << 20).batches == -(-200 // (pass_tokens_of(1) // 64))
+    assert encode_packed(encoder, tokens, 1 << 20).batches == -(-200 // (pass_tokens_of(1, "float32") // 64))
     assert encode_packed(encoder, tokens, 640).batches == 20

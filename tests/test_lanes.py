@@ -145,10 +145,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "small", shape)
 
 
-def test_a_model_gives_the_same_vectors_in_lanes_as_in_one_pass_after_the_other(small: Path) -> None:
+@pytest.mark.parametrize(("engine", "package"), [("torch", "torch"), ("openvino", "openvino"), ("onnx", "onnxruntime")])
+def test_a_model_gives_the_same_vectors_in_lanes_as_in_one_pass_after_the_other(
+    engine: str, package: str, small: Path
+) -> None:
+    pytest.importorskip(package)
     lengths = np.random.default_rng(3).integers(1, 65, 600)
     tokens = tokens_of([(np.arange(length) * 31 % 20_000).tolist() for length in lengths])
-    load = partial(SentenceTransformerEncoder, str(small), "float32")
+    load = partial(SentenceTransformerEncoder, str(small), "float32", engine=engine)
     alone, lanes, foreign = load(threads=1), load(threads=3), load(threads=3, trust_remote_code=True)
     assert (alone.lanes, lanes.lanes, foreign.lanes) == (1, 3, 1)
     expected_ND = encode_packed(alone, tokens, 16384).vectors_ND

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from jobs.demo.local_s3 import LocalS3
-from pipeline.encoder.sentence_transformer import load_model
+from pipeline.encoder.loading import load_model
 from pipeline.errors import EncoderError, StorageError
 from pipeline.storage import folder_cache
 from pipeline.storage.folder_cache import fetch_folder, remote_folder_identity

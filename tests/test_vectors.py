@@ -16,9 +16,10 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
 from pipeline.encoder.describe import ModelDescription, describe_model
+from pipeline.encoder.loading import load_model
 from pipeline.encoder.model_folder import check_folder
 from pipeline.encoder.packed import encode_packed
-from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder, load_model
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.encoder.vectors import finish, to_stored
 from pipeline.errors import EncoderError
 from pipeline.text.tokenizer import TokenizerSpec, load_tokenizer, with_prompt

@@ -61,7 +61,7 @@ def hashing_description(dimension: int) -> ModelDescription:
 
 
 def _describe(folder: str, trust_remote_code: bool, allow_pickled_weights: bool) -> ModelDescription:
-    from pipeline.encoder.sentence_transformer import load_model
+    from pipeline.encoder.loading import load_model
 
     model = load_model(folder, "float32", trust_remote_code, allow_pickled_weights, "cpu")
     tokenizer: Any = getattr(model[0], "tokenizer", None)

@@ -1,5 +1,6 @@
 """The Transformer module of a model, compiled by OpenVINO for the CPU at hand."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +29,21 @@ class OpenVinoBody:
     Args:
         model: the module as OpenVINO has it: `converted`, or read from a file.
         compute: float32 | bfloat16; of an int8 model, the number type of what is not quantised.
-        threads: CPU threads; 0 leaves the default.
+        threads: CPU threads, of all passes together; 0 leaves the default.
+        lanes: passes side by side, each called for by a thread of its own and computed by its share of the threads.
         lacks_int8: whether this CPU has no dot products of 8 bits; those of an int8 model are then computed in float32.
 
     Raises:
         EncoderError: OpenVINO is not installed, does not compute in this number type, or cannot compile the model.
     """
 
-    def __init__(self, model: Any, compute: str, threads: int, lacks_int8: bool = False) -> None:
+    def __init__(self, model: Any, compute: str, threads: int, lanes: int = 1, lacks_int8: bool = False) -> None:
         import openvino
 
         settings = {
             "INFERENCE_PRECISION_HINT": number_type(compute),
-            "PERFORMANCE_HINT": "LATENCY",  # one pass at a time, on all of its threads
+            "PERFORMANCE_HINT": "LATENCY",  # as many passes at once as it is told, and no more
+            "NUM_STREAMS": lanes,
             "ENABLE_CPU_PINNING": False,  # else all encoders of a node would sit on the same cores
         }
         if threads:
@@ -49,12 +52,14 @@ class OpenVinoBody:
             settings |= EXACT_PRODUCTS
         with _told_in_a_line():
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        self._request = self._compiled.create_infer_request()
+        self._of_thread = threading.local()
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
-        """Return the features with `token_embeddings`, (B, T, D) float32, valid until the next call."""
+        """Return the features with `token_embeddings`, (B, T, D) float32, valid until this thread's next call."""
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
         inputs = [features["input_ids"].numpy(), features["attention_mask"].numpy()]
-        hidden_BTD = self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        hidden_BTD = self._of_thread.request.infer(inputs, share_inputs=True, share_outputs=True)[0]
         return features | {"token_embeddings": torch.from_numpy(hidden_BTD)}
 
 

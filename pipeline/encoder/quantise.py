@@ -27,9 +27,10 @@ from pipeline.encoder.calibration import (
     write_witnesses,
 )
 from pipeline.encoder.canary import compare
+from pipeline.encoder.loading import load_model
 from pipeline.encoder.openvino_body import abilities, check_arithmetic, converted
 from pipeline.encoder.packed import encode_packed
-from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder, load_model
+from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.records import TokenBatch
 
 BATCH_TOKENS = 4096

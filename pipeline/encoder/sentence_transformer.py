@@ -1,8 +1,6 @@
 """A sentence-transformers model as an Encoder: its own modules, fed with token batches, padded or laid end to end."""
 
 import gc
-import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +18,7 @@ from pipeline.encoder.compiled import compile_layers
 from pipeline.encoder.equal_lengths import pass_tokens_of
 from pipeline.encoder.flat import PADDED, Attention, apply_attention, attentions_to_try, lay_end_to_end
 from pipeline.encoder.lanes import DEFAULT_THREADS, Lanes, keeps_state
-from pipeline.encoder.model_folder import check_folder
+from pipeline.encoder.loading import DTYPES, load_model
 from pipeline.encoder.onnx_body import OnnxBody, check_onnx
 from pipeline.encoder.openvino_body import OpenVinoBody, check_arithmetic, converted, read_model
 from pipeline.encoder.prepacked import can_prepack, prepack
@@ -29,47 +27,7 @@ from pipeline.encoder.transfer import Transfer
 from pipeline.errors import EncoderError, in_a_line
 from pipeline.records import TokenBatch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 TORCH_ENGINES = ("torch", "torch-compile")
-
-
-def load_model(folder: str, compute: str, trust_remote_code: bool, allow_pickled_weights: bool, device: str) -> Any:
-    """Return the SentenceTransformer of a folder, its Transformer in the number type asked for.
-
-    Only the Transformer computes in `compute`; pooling and all after it stay float32, which costs nothing and
-    keeps their sums exact.
-
-    Raises:
-        EncoderError: the folder is no sentence-transformers model, or needs a right it was not given.
-    """
-    check_folder(Path(folder), trust_remote_code, allow_pickled_weights)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    weights = {"dtype": DTYPES[compute]} | ({} if allow_pickled_weights else {"use_safetensors": True})
-    try:
-        model = SentenceTransformer(
-            folder,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            model_kwargs=weights,
-        )
-    except pickle.UnpicklingError as error:
-        raise EncoderError(
-            f"{folder}: its pickled weights hold more than numbers, which may be code, and were not loaded"
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        why = in_a_line(error)  # one line: the last one of a child's stderr is all that its parent sees
-        if "trust_remote_code" in why and not trust_remote_code:
-            why += " (here: recipe.trust_remote_code: true, if you have read that code)"
-        raise EncoderError(f"{folder}: cannot be loaded as a sentence-transformers model: {why}") from error
-    for module in list(model)[1:]:
-        module.float()
-    return model.eval()
 
 
 class SentenceTransformerEncoder:
@@ -122,7 +80,7 @@ class SentenceTransformerEncoder:
         load = partial(load, allow_pickled_weights=allow_pickled_weights)
         model = load(compute=compute if is_torch and not is_mixed else "float32")
         transformer = model[0]
-        self.engine = engine
+        self.engine, self._compute = engine, compute
         self.dimension = int(model.get_embedding_dimension())
         self.max_tokens = int(model.max_seq_length or transformer.tokenizer.model_max_length)
         self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
@@ -130,6 +88,10 @@ class SentenceTransformerEncoder:
         self._place = torch.device(place)
         self._transfer = Transfer(self._place)
         self._lanes: Lanes | None = None
+        at_work = threads or DEFAULT_THREADS
+        may_keep_state = trust_remote_code or keeps_state(transformer)
+        if place == "cpu" and engine != "torch-compile" and at_work > 1 and not may_keep_state:
+            self._lanes = Lanes(at_work)
         self._extra: dict[str, Any] = {"modality": "text"}
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
@@ -144,7 +106,7 @@ class SentenceTransformerEncoder:
         if calibration is not None:
             body = read_model(str(Path(calibration, MODEL_FILE)))
             facts = facts_of(Path(calibration))
-            self._modules[0] = OpenVinoBody(body, facts.rest, threads, facts.is_exact and self.emulates)
+            self._modules[0] = OpenVinoBody(body, facts.rest, threads, self.lanes, facts.is_exact and self.emulates)
             return
         reference = self._reference(compute)
         if is_torch:
@@ -153,10 +115,6 @@ class SentenceTransformerEncoder:
             self._convert(compute, threads, reference)
         if engine == "torch-compile":
             self._compile(reference)
-        threads = threads or DEFAULT_THREADS
-        if engine == "torch" and place == "cpu" and threads > 1:
-            may_keep_state = trust_remote_code or keeps_state(transformer)
-            self._lanes = None if may_keep_state else Lanes(threads)
 
     @property
     def is_flat(self) -> bool:
@@ -172,7 +130,7 @@ class SentenceTransformerEncoder:
     def pass_tokens(self) -> int | None:
         """Tokens of a pass beyond which a CPU is slower."""
         threads = self._lanes.threads_each if self._lanes else torch.get_num_threads()
-        return pass_tokens_of(threads) if self._place.type == "cpu" else None
+        return pass_tokens_of(threads, self._compute) if self._place.type == "cpu" else None
 
     @property
     def lanes(self) -> int:
@@ -258,9 +216,10 @@ class SentenceTransformerEncoder:
     def _convert(self, compute: str, threads: int, reference: Reference) -> None:
         """Put another engine's body in the place of torch's, if it gives the same vectors."""
         if self.engine == "onnx":
-            self._modules[0] = OnnxBody(self._modules[0], threads)
+            threads_of_a_pass = 1 if self._lanes and self._lanes.threads_each == 1 else threads
+            self._modules[0] = OnnxBody(self._modules[0], threads_of_a_pass)
         else:
-            self._modules[0] = OpenVinoBody(converted(self._modules[0]), compute, threads)
+            self._modules[0] = OpenVinoBody(converted(self._modules[0]), compute, threads, self.lanes)
         self._refuse(reference.why_not(self.encode))
 
     def _refuse(self, other: str) -> None:

@@ -185,7 +185,7 @@ def _arrow_filesystem(store: Store) -> pyarrow.fs.FileSystem:
 
 def _work(loop_config: dict[str, Any]) -> None:
     """Run on every worker: read the sets, train, and on the first one publish."""
-    from pipeline.encoder.sentence_transformer import load_model
+    from pipeline.encoder.loading import load_model
     from pipeline.training import loop
 
     plan: TrainingPlan = loop_config["plan"]

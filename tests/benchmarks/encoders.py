@@ -160,7 +160,7 @@ def _around_the_model(model: Model) -> Iterator[Line]:
     tokens, _ = tokenize(texts, model.description.max_tokens)
     rate = tokens.lengths_N.sum() / (time.perf_counter() - started)
     others = quiet.cores_of_others(since)
-    lengths_N, budget = tokens.lengths_N, pass_tokens_of(CORES)
+    lengths_N, budget = tokens.lengths_N, pass_tokens_of(CORES, "float32")
     for rows, batches in (
         ("padded", pack_by_tokens(lengths_N, budget)),
         ("end to end", pack_flat(lengths_N, budget, 1)),

@@ -192,8 +192,8 @@ def _fastembed(model: Model) -> Iterator[Encode]:
     import onnxruntime
     from tokenizers import Tokenizer
 
+    from pipeline.encoder.loading import load_model
     from pipeline.encoder.onnx_body import exported
-    from pipeline.encoder.sentence_transformer import load_model
 
     body = load_model(str(model.folder), "float32", False, False, "cpu")[0]
     session = onnxruntime.InferenceSession(exported(body), providers=["CPUExecutionProvider"])
