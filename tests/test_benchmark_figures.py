@@ -54,6 +54,21 @@ def test_ours_is_compared_with_a_peer_within_each_round_and_the_spread_is_told()
 
 
 @pytest.mark.parametrize(
+    ("ways", "names"),
+    [
+        ("", ["textbook, 32 rows", "textbook, 1024 rows", "ours", "loop"]),
+        ("loop", ["ours", "loop"]),
+        ("32 rows, loop", ["textbook, 32 rows", "ours", "loop"]),
+        ("nothing", []),
+    ],
+)
+def test_ways_are_chosen_by_their_names_and_stand_beside_ours(ways: str, names: list[str]) -> None:
+    ours = peer("ours", 1, writes=peers.Writes.COMPARED)
+    all_ways = [peer("textbook, 32 rows", 1), peer("textbook, 1024 rows", 1), ours, peer("loop", 1)]
+    assert [one.name for one in peers.chosen(all_ways, ways)] == names
+
+
+@pytest.mark.parametrize(
     ("batch_rows", "wanted", "rows"), [(1, 300, 364), (1, 10, 320), (1024, 300, 1088), (32, 300, 352)]
 )
 def test_a_peer_is_given_whole_batches_beyond_the_rows_of_its_start(batch_rows: int, wanted: float, rows: int) -> None:

@@ -119,7 +119,11 @@ def test_engines_are_measured_by_the_passes_of_the_run(pass_tokens: int | None, 
     flat.lanes = in_a_run.lanes = lanes
     encode_packed(in_a_run, TOKENS, BATCH_TOKENS)
     fastest("torch", padded, {"other": lambda: flat}, TOKENS, BATCH_TOKENS, SECONDS)
-    assert set(flat.passes) <= set(in_a_run.passes)
+    if lanes == 1:
+        assert set(flat.passes) <= set(in_a_run.passes)
+    else:  # a few are cut elsewhere, so that no lane is idle
+        of_trial, of_run = ({sum(lengths) for lengths in encoder.passes} for encoder in (flat, in_a_run))
+        assert min(of_run) <= max(of_trial) <= max(of_run)
     assert len(set(flat.passes)) > 1, "passes are taken from among all lengths"
     assert flat.most_under_way == (1 if lanes == 1 else lanes + 1)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.encoder.batching import PASS_TOKENS, pack_by_tokens, pack_flat
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.lanes import MOST_LANES, Lanes, keeps_state
-from pipeline.encoder.packed import LEAST_PASS_TOKENS, encode_packed
+from pipeline.encoder.packed import LEAST_PASS_TOKENS, computed_by, encode_packed, passes_of
 from pipeline.encoder.sentence_transformer import SentenceTransformerEncoder
 from pipeline.records import TokenBatch
 from tests.benchmarks.random_model import Shape, make_model
@@ -55,25 +56,51 @@ class SideBySide(HashingEncoder):
         return self.encode(batch)
 
 
-@pytest.mark.parametrize("lanes", [2, 3])
-def test_as_many_passes_are_computed_at_once_as_there_are_lanes(lanes: int) -> None:
+@pytest.mark.parametrize(("lanes", "passes"), [(2, 10), (3, 12)])
+def test_as_many_passes_are_computed_at_once_as_there_are_lanes(lanes: int, passes: int) -> None:
     tokens = tokens_of([[row + 1000] * 64 for row in range(80)])
-    encoder = SideBySide(lanes, passes=10)
+    encoder = SideBySide(lanes, passes)
     encoded = encode_packed(encoder, tokens, 16384)
-    assert (encoded.batches, encoded.failures) == (10, {})
+    assert (encoded.batches, encoded.failures) == (passes, {})
     np.testing.assert_array_equal(encoded.vectors_ND, HashingEncoder(8).encode(tokens))
 
 
 @pytest.mark.parametrize(
     ("rows", "largest"),
-    [(40, 512), (12, 384), (10, 320), (4, LEAST_PASS_TOKENS)],
-    ids=["full passes", "shared out", "a few", "too few to share"],
+    [(64, 512), (40, 448), (12, 384), (10, 320), (4, LEAST_PASS_TOKENS)],
+    ids=["full passes", "one more for the last lane", "shared out", "a few", "too few to share"],
 )
 def test_few_texts_are_shared_out_to_all_lanes(rows: int, largest: int) -> None:
     encoder = SideBySide(2, passes=0)
     encode_packed(encoder, tokens_of([[1000] * 64] * rows), 16384)
     assert max(encoder.begun) == largest
     assert sum(encoder.begun) == rows * 64
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+@pytest.mark.parametrize("lanes", [2, 3, 8])
+def test_no_lane_has_much_more_to_compute_than_the_others(is_flat: bool, lanes: int) -> None:
+    encoder, random = SideBySide(lanes, passes=0), np.random.default_rng(5)
+    encoder.is_flat = is_flat
+    evened, filled = [], []
+    for rows in range(8, 20 * lanes, 5):
+        lengths_N = random.integers(2, 120, rows)
+        passes = passes_of(encoder, lengths_N, 16384)
+        assert sorted(np.concatenate(passes)) == [*range(rows)]
+        assert max(computed_by(encoder, lengths_N[rows_B]) for rows_B in passes) <= 512
+        full = pack_flat(lengths_N, 512, 1) if is_flat else pack_by_tokens(lengths_N, 512)
+        evened.append(most_of_a_lane(encoder, lengths_N, passes))
+        filled.append(most_of_a_lane(encoder, lengths_N, full))
+    assert (np.array(evened) <= filled).all()
+    assert sum(evened) < sum(filled)
+
+
+def most_of_a_lane(encoder: SideBySide, lengths_N: NDArray[np.int64], passes: list[NDArray[np.int64]]) -> int:
+    """Return the tokens of the lane that is the last to end, where each takes the next pass when it is free."""
+    of_lanes = [0] * encoder.lanes
+    for rows_B in passes:
+        of_lanes[int(np.argmin(of_lanes))] += computed_by(encoder, lengths_N[rows_B]) + PASS_TOKENS
+    return max(of_lanes)
 
 
 def test_a_fault_in_one_lane_costs_only_the_rows_that_have_it() -> None:

@@ -97,7 +97,7 @@ class Crowded(Device):
 def test_batches_that_were_under_way_when_the_budget_was_halved_halve_it_no_further() -> None:
     encoded = encode_packed(Crowded(), tokens_of([[row % 5 + 10] * 50 for row in range(200)]), 1024)
     assert (encoded.failures, bool(encoded.done_N.all())) == ({}, True)
-    assert encoded.safe_batch_tokens in (500, 512)
+    assert encoded.safe_batch_tokens == 425  # half of what was tried: 17 rows of 50, 4 batches for each lane
 
 
 def test_a_long_row_that_waits_for_its_second_attempt_is_not_packed_under_the_budget_of_short_ones() -> None:

@@ -62,6 +62,7 @@ def test_budgets_that_come_to_the_same_passes_are_one_candidate_and_the_configs_
     assert distinct_budgets(BATCH_TOKENS, None, own=16384) == list(BATCH_TOKENS)
 
 
+@pytest.mark.long
 def test_where_a_cpu_makes_the_same_passes_of_all_budgets_they_are_tried_once_and_it_says_so(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,10 @@ def _rates(
     lengths_N = tokens.lengths_N
     passes = {name: passes_of(encoder, lengths_N, batch_tokens) for name, encoder in encoders.items()}
     turns = {name: _turns(encoder, passes[name]) for name, encoder in encoders.items()}
+    budgets = {  # which gives a turn the passes of the run
+        name: min(batch_tokens, max(computed_by(encoders[name], lengths_N[rows_B]) for rows_B in of_it))
+        for name, of_it in passes.items()
+    }
     ends = {name: np.cumsum([lengths_N[rows_B].sum() for rows_B in of_it]) for name, of_it in turns.items()}
     token_seconds: dict[str, list[float]] = {name: [] for name in encoders}
     started = time.perf_counter()
@@ -146,7 +150,7 @@ def _rates(
         for name in tuple(token_seconds):
             turn = take(tokens, turns[name][int(np.searchsorted(ends[name], place, side="right"))])
             try:  # twice: the first pass over a shape may have kernels to make
-                token_seconds[name].append(min(_token_seconds(encoders[name], turn, batch_tokens) for _ in range(2)))
+                token_seconds[name].append(min(_token_seconds(encoders[name], turn, budgets[name]) for _ in range(2)))
             except Exception as error:  # noqa: BLE001  an engine that fails is one that is not taken
                 is_ours = type(error) is EncoderError
                 passed_over[name] = str(error) if is_ours else f"it fails with {type(error).__name__}"

@@ -1,9 +1,11 @@
 """The loop that feeds an encoder: packed batches in, vectors in the order of the texts out, faults kept small."""
 
+import heapq
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NoReturn
@@ -11,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.batching import computed_tokens, pack_by_tokens, pack_flat
+from pipeline.encoder.batching import PASS_TOKENS, computed_tokens, pack_by_tokens, pack_flat
 from pipeline.encoder.memory import OUT_OF_MEMORY, fault_of, is_out_of_memory
 from pipeline.encoder.protocol import Caching, Encoder, Overlapping
 from pipeline.errors import SickDevice
@@ -21,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 LEAST_PASS_TOKENS = 256
 """Few texts are shared out evenly between the lanes of an encoder, but not in passes smaller than this."""
+
+EVENED = 8
+"""Batches per lane up to which other sizes are tried: of more the last ones do not count for much."""
+
+SLACKS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
+"""Those sizes, over that with which all lanes would have equally many full batches if rows could be cut."""
 
 
 @dataclass(slots=True)
@@ -66,7 +74,7 @@ def encode_packed(
     result = Encoded(np.empty((len(tokens), encoder.dimension), np.float32), np.zeros(len(tokens), np.bool_))
     lengths_N = tokens.lengths_N
     ways = _ways_of(encoder)
-    begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens, int(lengths_N.sum()))
+    begin, most, budget = ways.begin, ways.most, ways.budget(batch_tokens)
     pending = ways.passes(lengths_N, budget)[::-1]
     under_way: deque[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]] = deque()
     is_cache_full, is_fault_to_come, tried_alone = False, False, set[int]()
@@ -126,7 +134,7 @@ def tokens_of_a_pass(batch_tokens: int, pass_tokens: int | None) -> int:
 def passes_of(encoder: Encoder, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
     """Return the rows of each pass that `encode_packed` makes where nothing fails, each (B,), longest rows first."""
     ways = _ways_of(encoder)
-    return ways.passes(lengths_N, ways.budget(batch_tokens, int(lengths_N.sum())))
+    return ways.passes(lengths_N, ways.budget(batch_tokens))
 
 
 def lanes_of(encoder: Encoder) -> int:
@@ -156,14 +164,31 @@ class _Ways:
         """Batches that have begun at once: all lanes compute while the vectors of the batch before are put away."""
         return self.lanes + 1
 
-    def budget(self, batch_tokens: int, tokens: int) -> int:
-        """Return the tokens of a batch, for so many in all."""
-        each = max(LEAST_PASS_TOKENS, -(-tokens // self.lanes)) if self.lanes > 1 else batch_tokens
-        return min(tokens_of_a_pass(batch_tokens, self.pass_tokens), each)
+    def budget(self, batch_tokens: int) -> int:
+        """Return the most tokens of a batch."""
+        return tokens_of_a_pass(batch_tokens, self.pass_tokens)
 
     def passes(self, lengths_N: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-        """Return the rows of each batch under a budget, which a single row may exceed."""
-        return self.packed(lengths_N, max(budget, int(lengths_N.max(initial=1))))
+        """Return the rows of each batch under a budget, which a single row may exceed.
+
+        A few batches are smaller, where full ones would leave lanes idle.
+        """
+        longest = int(lengths_N.max(initial=1))
+        most = max(budget, longest)
+        full = self.packed(lengths_N, most)
+        if self.lanes < 2 or len(full) > EVENED * self.lanes:
+            return full
+        each = int(lengths_N.sum()) / self.lanes / -(-max(1, len(full)) // self.lanes)
+        sizes = dict.fromkeys(max(LEAST_PASS_TOKENS, longest, math.ceil(each * slack)) for slack in SLACKS)
+        even = (self.packed(lengths_N, size) for size in sizes if size < most)
+        return min([full, *even], key=partial(self.span, lengths_N))
+
+    def span(self, lengths_N: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> int:
+        """Return the tokens of the lane that has the most to compute, the fixed price of its batches included."""
+        of_lanes = [0] * self.lanes
+        for rows_B in batches:
+            heapq.heapreplace(of_lanes, of_lanes[0] + self.computed(lengths_N[rows_B]) + PASS_TOKENS)
+        return max(of_lanes)
 
     def packed(self, lengths_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
         if self.is_flat:

@@ -65,11 +65,12 @@ MINUTES = 19.0
 def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     """Return the benchmarks by name, those first that say most."""
     rounds, rows = options.rounds, options.rows or 17_410
-    of_encoders = options.seconds or (4.0 if options.only or options.full else 2.0)
-    of_peers, of_all = options.seconds or (600 if options.full else 8), 1 if options.full else 5
+    of_encoders = options.seconds or (4.0 if options.only or options.full else 1.5)
+    of_peers = options.seconds or (600 if options.full else 10 if options.only else 6)
+    of_all = 1 if options.full else 5
     return {
         "encoders": lambda budget: encoders.measure(folder, rounds or 5, of_encoders, options.model, budget),
-        "peers": lambda budget: peers.measure(folder, rounds or of_all, of_peers, PEER_ROWS, budget),
+        "peers": lambda budget: peers.measure(folder, rounds or of_all, of_peers, PEER_ROWS, budget, options.ways),
         "reading-writing": lambda budget: reading_writing.measure(folder, rounds or 5, budget),
         "growth": lambda budget: growth.measure(folder, rounds or 5, budget),
         "profile": lambda _: loop_profile.measure(rounds or 5),
@@ -87,7 +88,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    unset = argparse.Namespace(rounds=None, rows=None, seconds=None, model=None, full=False, only=None)
+    unset = argparse.Namespace(rounds=None, rows=None, seconds=None, model=None, ways="", full=False, only=None)
     names = list(_parts(Path(), unset))
     parser.add_argument("--only", choices=names, help=f"one of them (default: {', '.join(QUICK)})")
     parser.add_argument("--full", action="store_true", help="all of them, the comparisons with 100,000 rows")
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="repetitions")
     parser.add_argument("--seconds", type=float, help="of encoders and peers: per variant and round")
     parser.add_argument("--model", help="of encoders: only m3e-small, or only BERT-large")
+    ways = "of peers: only those whose name holds one of these, with commas between them, and ours beside them"
+    parser.add_argument("--ways", default="", help=ways)
     parser.add_argument("--rows", type=int, help="reviews of the overhead, a fifth for the faults (17410)")
     return parser
 

@@ -65,8 +65,9 @@ def measure(
             Corpus("reviews", reviews, 1.0),
             Corpus("512-token documents", documents, 0.5, LARGE_BATCH),
             Corpus("16-token queries", queries, 0.5),
-            Corpus("16-token queries, one document", [*queries, *documents[:ONE_IN_A_MIX]], 0.5),
         ]
+        if not budget.is_limited or model:
+            compared.append(Corpus("16-token queries, one document", [*queries, *documents[:ONE_IN_A_MIX]], 0.5))
         of_small = budget if model else budget.part(0.7)
         others = [*peers(small, with_pool=True), *in_own_environment(folder, small)]
         variants = [*others, *ours(small, with_int8=True)]

@@ -68,8 +68,10 @@ class Peer:
     command: Command
     batch_rows: int = 1
     writes: Writes = Writes.FILES
-    is_slow: bool = False
-    """Whether the same way is faster with other settings."""
+    is_extra: bool = False
+    """Whether it is left out where time is limited: the same way is faster with other settings or another precision."""
+    is_once: bool = False
+    """Whether one round of it is enough where time is limited."""
     start_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -80,15 +82,18 @@ class Peer:
     failure: str = ""
 
 
-def measure(folder: Path, rounds: int, seconds: float, most_rows: int, budget: Budget = UNLIMITED) -> Iterator[Line]:
+def measure(
+    folder: Path, rounds: int, seconds: float, most_rows: int, budget: Budget = UNLIMITED, ways: str = ""
+) -> Iterator[Line]:
     """Yield one line per way.
 
     Args:
         rounds: each takes the ways in turn; fewer, if the budget ends before.
         seconds: about how long each may encode per round.
         most_rows: reviews there are.
-        budget: where it is limited, the slow batch sizes of the textbook job are left out, so that it is enough for the
-            rounds of the others: most of its time are starts.
+        budget: where it is limited, extra ways are left out, so that it is enough for the rounds of the others: most of
+            its time are starts.
+        ways: only those whose name holds one of these, with commas between them, and those that they are compared with.
     """
     model = m3e_small()
     texts = corpora.reviews(most_rows)
@@ -96,7 +101,8 @@ def measure(folder: Path, rounds: int, seconds: float, most_rows: int, budget: B
     known = pa.table({"id": pa.array(range(len(texts))), "text": texts, "tokens": tokens.lengths_N})
     rows_per_second = 512 / encode_in_a_child(model.folder, 512)
     reference_ND = _reference(model, texts[:COMPARED_ROWS])
-    peers = [peer for peer in _peers(folder, model) if not (budget.is_limited and peer.is_slow)]
+    peers = chosen(_peers(folder, model), ways)
+    peers = [peer for peer in peers if ways or not (budget.is_limited and peer.is_extra)]
     with local_s3(folder / "s3") as server:
         os.environ.update(server.environment)
         if not server.filesystem().exists(BUCKET):
@@ -105,9 +111,20 @@ def measure(folder: Path, rounds: int, seconds: float, most_rows: int, budget: B
             peer.rows = min(most_rows, rows_of(peer, rows_per_second * peer.expected * seconds))
         for number in budget.rounds(rounds):
             for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
+                if number and budget.is_limited and peer.is_once:
+                    continue
                 expected_seconds = peer.rows / (rows_per_second * peer.expected)
                 _measure(server, peer, known, reference_ND, 60 + 10 * expected_seconds)
     yield from (_line(peer, peers) for peer in peers)
+
+
+def chosen(peers: Sequence[Peer], ways: str) -> list[Peer]:
+    """Return the ways whose name holds one of these, with commas between them, and ours of the same precisions."""
+    asked = [peer for peer in peers if any(part.strip() in peer.name for part in ways.split(","))]
+    precisions = {peer.precision for peer in asked}
+    return [
+        peer for peer in peers if peer in asked or (peer.writes is Writes.COMPARED and peer.precision in precisions)
+    ]
 
 
 def rows_of(peer: Peer, wanted: float) -> int:
@@ -118,6 +135,7 @@ def rows_of(peer: Peer, wanted: float) -> int:
 def _peers(folder: Path, model: Model) -> list[Peer]:
     """Return the ways in float32, and in bfloat16 where this CPU has it; in the faster of these all of ours."""
     textbook = "Ray Data, map_batches of encode, {} rows"
+    has_bfloat16 = model.compute == "bfloat16"
     peers = []
     for rows, precision, expected in (
         (32, "float32", 0.2),
@@ -126,16 +144,19 @@ def _peers(folder: Path, model: Model) -> list[Peer]:
         (BEST_ROWS, "bfloat16", 1.3),
     ):
         job = _textbook(model, precision, rows)
-        peers.append(Peer(textbook.format(rows), precision, expected, job, rows, is_slow=rows < BEST_ROWS))
+        peers.append(Peer(textbook.format(rows), precision, expected, job, rows, is_extra=rows < BEST_ROWS))
     for name, precision, expected in (("embed_text", "float32", 0.7), ("a class with encode", "bfloat16", 1.3)):
         job = _daft(folder, model, precision)
-        peers.append(Peer(f"Daft, {name}, {BEST_ROWS} rows", precision, expected, job, BEST_ROWS))
+        is_extra = has_bfloat16 and precision == "float32"
+        peers.append(Peer(f"Daft, {name}, {BEST_ROWS} rows", precision, expected, job, BEST_ROWS, is_extra=is_extra))
     for precision, expected in OURS.items():
-        peers.append(
-            Peer("ours, python -m jobs embed", precision, expected, _ours(folder, model, precision), 1, Writes.COMPARED)
-        )
-    more = _ours(folder, model, model.compute, "runtime.encoders=2")
-    peers.append(Peer("ours, runtime.encoders=2", model.compute, OURS[model.compute], more, 1, Writes.SNAPSHOT))
+        job, is_extra = _ours(folder, model, precision), has_bfloat16 and precision == "float32"
+        name = "ours, python -m jobs embed"
+        peers.append(Peer(name, precision, expected, job, 1, Writes.COMPARED, is_extra=is_extra))
+    for override, is_once in (("runtime.encoders=2", True), ("runtime.engine=torch", False)):
+        job, expected, how = _ours(folder, model, model.compute, override), OURS[model.compute], Writes.SNAPSHOT
+        name = f"ours, {override}"
+        peers.append(Peer(name, model.compute, expected, job, 1, how, is_extra=not is_once, is_once=is_once))
     loop = _program([sys.executable, "-m", "tests.benchmarks.plain_loop"], model, model.compute)
     peers.append(Peer("our loop without Ray", model.compute, OURS[model.compute], loop))
     return [peer for peer in peers if peer.precision in ("float32", model.compute)]

@@ -17,6 +17,11 @@ HEADERS = {
     "of_gemm_ceiling": "of GEMM",
     "python_of_the_model": "Python of the model",
     "others_cores": "others",
+    "ours_in_bfloat16_is": "ours bf16 is ×",
+    "ours_in_same_precision_is": "ours same is ×",
+    "start_seconds": "start s",
+    "wall_seconds": "wall s",
+    "rows_written": "written",
     "gigaflops_per_second": "GFLOP/s",
 }
 """What stands over a column where its name in the JSON is too long."""
