@@ -68,6 +68,16 @@ def test_ways_are_chosen_by_their_names_and_stand_beside_ours(ways: str, names: 
     assert [one.name for one in peers.chosen(all_ways, ways)] == names
 
 
+def test_variants_are_chosen_by_their_names_and_stand_beside_encode() -> None:
+    variants = [Variant(name, "float32", nullcontext) for name in ("encode", "ours, torch", "ours, openvino")]
+    names = [[one.name for one in encoders.chosen(variants, ways)] for ways in ("", "openvino", "torch, onnx")]
+    assert names == [
+        ["encode", "ours, torch", "ours, openvino"],
+        ["encode", "ours, openvino"],
+        ["encode", "ours, torch"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("batch_rows", "wanted", "rows"), [(1, 300, 364), (1, 10, 320), (1024, 300, 1088), (32, 300, 352)]
 )

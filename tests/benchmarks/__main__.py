@@ -69,7 +69,9 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     of_peers = options.seconds or (600 if options.full else 10 if options.only else 6)
     of_all = 1 if options.full else 5
     return {
-        "encoders": lambda budget: encoders.measure(folder, rounds or 5, of_encoders, options.model, budget),
+        "encoders": lambda budget: encoders.measure(
+            folder, rounds or 5, of_encoders, options.model, budget, options.ways
+        ),
         "peers": lambda budget: peers.measure(folder, rounds or of_all, of_peers, PEER_ROWS, budget, options.ways),
         "reading-writing": lambda budget: reading_writing.measure(folder, rounds or 5, budget),
         "growth": lambda budget: growth.measure(folder, rounds or 5, budget),
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="repetitions")
     parser.add_argument("--seconds", type=float, help="of encoders and peers: per variant and round")
     parser.add_argument("--model", help="of encoders: only m3e-small, or only BERT-large")
-    ways = "of peers: only those whose name holds one of these, with commas between them, and ours beside them"
+    ways = "of encoders and peers: only those whose name holds one of these, with commas between them; see tests/README"
     parser.add_argument("--ways", default="", help=ways)
     parser.add_argument("--rows", type=int, help="reviews of the overhead, a fifth for the faults (17410)")
     return parser

@@ -16,7 +16,17 @@ from tests.benchmarks import corpora, quiet
 from tests.benchmarks.budget import UNLIMITED, Budget
 from tests.benchmarks.ceiling import gemm_flops
 from tests.benchmarks.models import Model, bert_large, m3e_small
-from tests.benchmarks.rounds import LOOK_TOKENS, Loaded, Outcome, interleave, least, loaded, quiet_rounds, ratios
+from tests.benchmarks.rounds import (
+    LOOK_TOKENS,
+    Loaded,
+    Outcome,
+    Variant,
+    interleave,
+    least,
+    loaded,
+    quiet_rounds,
+    ratios,
+)
 from tests.benchmarks.samples import Texts
 from tests.benchmarks.variants import CORES, fast_tokenizer, in_own_environment, ours, peers, reference_tokenizer
 
@@ -47,7 +57,7 @@ class Corpus:
 
 
 def measure(
-    folder: Path, rounds: int, seconds: float, model: str | None = None, budget: Budget = UNLIMITED
+    folder: Path, rounds: int, seconds: float, model: str | None = None, budget: Budget = UNLIMITED, ways: str = ""
 ) -> Iterator[Line]:
     """Yield a line per variant of each comparison, and what else bounds an encoder.
 
@@ -55,6 +65,7 @@ def measure(
         rounds: of each comparison; fewer, if the budget ends before.
         seconds: per variant and round, on reviews; long documents and queries get half, the large model twice as much.
         model: only the one whose name begins so.
+        ways: only variants whose name holds one of these, with commas between them, beside `encode`.
     """
     reviews = corpora.reviews(17_410)
     if _is_asked("m3e-small", model):
@@ -71,18 +82,24 @@ def measure(
         of_small = budget if model else budget.part(0.7)
         others = [*peers(small, with_pool=True), *in_own_environment(folder, small)]
         variants = [*others, *ours(small, with_int8=True)]
-        with loaded(variants) as ways:
+        with loaded(chosen(variants, ways)) as able_ways:
             for number, corpus in enumerate(compared):
                 share = corpus.time / sum(one.time for one in compared[number:])
                 # who has texts of his own has them of the reviews
-                able = ways if corpus.texts is reviews else [way for way in ways if not way.variant.choose]
+                able = able_ways if corpus.texts is reviews else [way for way in able_ways if not way.variant.choose]
                 yield from _compare(small, able, corpus, rounds, seconds, of_small.part(share))
     if _is_asked("BERT-large shape", model):
         large = bert_large(folder)
         variants = [*peers(large, False, LARGE_BATCH), *ours(large, with_int8=False)]
-        with loaded(variants) as ways:
+        with loaded(chosen(variants, ways)) as able_ways:
             corpus = Corpus("reviews", reviews, 2.0, LARGE_BATCH, LARGE_LOOK_TOKENS)
-            yield from _compare(large, ways, corpus, rounds, seconds, budget)
+            yield from _compare(large, able_ways, corpus, rounds, seconds, budget)
+
+
+def chosen(variants: Sequence[Variant], ways: str) -> list[Variant]:
+    """Return the variants whose name holds one of these, with commas between them, and all of plain `encode`."""
+    parts = [part.strip() for part in ways.split(",")]
+    return [one for one in variants if one.name == "encode" or any(part in one.name for part in parts)]
 
 
 def _is_asked(name: str, asked: str | None) -> bool:
