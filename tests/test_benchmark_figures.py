@@ -69,7 +69,7 @@ def test_ways_are_chosen_by_their_names_and_stand_beside_ours(ways: str, names: 
 
 
 def test_variants_are_chosen_by_their_names_and_stand_beside_encode() -> None:
-    variants = [Variant(name, "float32", nullcontext) for name in ("encode", "ours, torch", "ours, openvino")]
+    variants = [outcome(name, "float32").variant for name in ("encode", "ours, torch", "ours, openvino")]
     names = [[one.name for one in encoders.chosen(variants, ways)] for ways in ("", "openvino", "torch, onnx")]
     assert names == [
         ["encode", "ours, torch", "ours, openvino"],
