@@ -152,7 +152,8 @@ class Runtime(Section):
     every model but hashing://, whose vectors cost less than the look."""
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Tokens per forward pass at most: the sum of its rows, or rows times the longest where rows are padded. A pass on
-    a CPU has no more than 1,024 for each of its threads and than 4,096. Lower it when a device runs out of memory."""
+    a CPU has no more than 1,024 for each of its threads (2,048 in bfloat16) and than 4,096. Lower it when a device runs
+    out of memory."""
     ray_address: str | None = None
     """Address of a cluster; null = that of $RAY_ADDRESS (set inside a submitted job), else this machine alone."""
     without_ray_bytes: Annotated[int, Field(ge=0)] = 32 * 2**20

@@ -58,14 +58,18 @@ def test_ours_is_compared_with_a_peer_within_each_round_and_the_spread_is_told()
     [
         ("", ["textbook, 32 rows", "textbook, 1024 rows", "ours", "loop"]),
         ("loop", ["ours", "loop"]),
-        ("32 rows, loop", ["textbook, 32 rows", "ours", "loop"]),
-        ("nothing", []),
+        ("32 ROWS, loop,", ["textbook, 32 rows", "ours", "loop"]),
     ],
 )
 def test_ways_are_chosen_by_their_names_and_stand_beside_ours(ways: str, names: list[str]) -> None:
     ours = peer("ours", 1, writes=peers.Writes.COMPARED)
     all_ways = [peer("textbook, 32 rows", 1), peer("textbook, 1024 rows", 1), ours, peer("loop", 1)]
     assert [one.name for one in peers.chosen(all_ways, ways)] == names
+
+
+def test_a_way_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SystemExit, match=r"nothing is called 'dfat'; there are: ours; Daft"):
+        peers.chosen([peer("ours", 1, writes=peers.Writes.COMPARED), peer("Daft", 1)], "dfat")
 
 
 def test_variants_are_chosen_by_their_names_and_stand_beside_encode() -> None:

@@ -55,5 +55,15 @@ def test_a_cpu_computes_no_padding(small: Path) -> None:
 def test_a_pass_on_a_cpu_is_no_larger_than_its_cache_likes_whatever_the_budget(small: Path) -> None:
     tokens = tokens_of([64] * 200)
     encoder = SentenceTransformerEncoder(str(small), "float32", threads=1)
-    assert encode_packed(encoder, tokens, 1 << 20).batches == -(-200 // (pass_tokens_of(1, "float32") // 64))
+    assert encode_packed(encoder, tokens, 1 << 20).batches == -(-200 // (pass_tokens_of(1, is_short=False) // 64))
     assert encode_packed(encoder, tokens, 640).batches == 20
+
+
+@pytest.mark.parametrize(
+    ("threads", "is_short", "tokens"),
+    [(1, False, 1024), (1, True, 2048), (3, False, 3072), (3, True, 4096), (16, False, 4096)],
+)
+def test_a_pass_has_more_tokens_with_more_threads_and_shorter_numbers_up_to_a_limit(
+    threads: int, is_short: bool, tokens: int
+) -> None:
+    assert pass_tokens_of(threads, is_short) == tokens

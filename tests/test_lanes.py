@@ -10,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.encoder.batching import PASS_TOKENS, pack_by_tokens, pack_flat
 from pipeline.encoder.hashing import HashingEncoder
 from pipeline.encoder.lanes import MOST_LANES, Lanes, keeps_state
 from pipeline.encoder.packed import LEAST_PASS_TOKENS, computed_by, encode_packed, passes_of
@@ -82,25 +81,27 @@ def test_few_texts_are_shared_out_to_all_lanes(rows: int, largest: int) -> None:
 def test_no_lane_has_much_more_to_compute_than_the_others(is_flat: bool, lanes: int) -> None:
     encoder, random = SideBySide(lanes, passes=0), np.random.default_rng(5)
     encoder.is_flat = is_flat
-    evened, filled = [], []
-    for rows in range(8, 20 * lanes, 5):
+    idle = []
+    for rows in range(2 * lanes, 20 * lanes, 5):
         lengths_N = random.integers(2, 120, rows)
         passes = passes_of(encoder, lengths_N, 16384)
         assert sorted(np.concatenate(passes)) == [*range(rows)]
-        assert max(computed_by(encoder, lengths_N[rows_B]) for rows_B in passes) <= 512
-        full = pack_flat(lengths_N, 512, 1) if is_flat else pack_by_tokens(lengths_N, 512)
-        evened.append(most_of_a_lane(encoder, lengths_N, passes))
-        filled.append(most_of_a_lane(encoder, lengths_N, full))
-    assert (np.array(evened) <= filled).all()
-    assert sum(evened) < sum(filled)
+        computed = [computed_by(encoder, lengths_N[rows_B]) for rows_B in passes]
+        assert max(computed) <= 512
+        if sum(computed) >= lanes * LEAST_PASS_TOKENS:
+            idle.append(idle_share(computed, lanes))
+    assert len(idle) >= 5
+    assert np.mean(idle) < (0.12 if lanes == 8 else 0.065), (
+        "with full passes and a rest: 0.18 to 0.23, else 0.07 to 0.24"
+    )
 
 
-def most_of_a_lane(encoder: SideBySide, lengths_N: NDArray[np.int64], passes: list[NDArray[np.int64]]) -> int:
-    """Return the tokens of the lane that is the last to end, where each takes the next pass when it is free."""
-    of_lanes = [0] * encoder.lanes
-    for rows_B in passes:
-        of_lanes[int(np.argmin(of_lanes))] += computed_by(encoder, lengths_N[rows_B]) + PASS_TOKENS
-    return max(of_lanes)
+def idle_share(computed: list[int], lanes: int) -> float:
+    """Return the share of its time that the mean lane waits for the last one, where each takes the next pass."""
+    until = [0] * lanes
+    for tokens in computed:
+        until[until.index(min(until))] += tokens
+    return 1 - sum(until) / lanes / max(until)
 
 
 def test_a_fault_in_one_lane_costs_only_the_rows_that_have_it() -> None:
@@ -189,3 +190,22 @@ def test_a_model_gives_the_same_vectors_in_lanes_as_in_one_pass_after_the_other(
         np.testing.assert_allclose(encoded.vectors_ND, expected_ND, atol=2e-6)
     for encoder in (alone, lanes, foreign):
         encoder.close()
+
+
+def test_another_engine_is_told_to_compute_passes_side_by_side(small: Path) -> None:
+    pytest.importorskip("openvino")
+    encoder = SentenceTransformerEncoder(str(small), "float32", threads=2, engine="openvino")
+    compiled = encoder._modules[0]._compiled
+    assert [compiled.get_property(name) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")] == [2, 2]
+    encoder.close()
+
+
+@pytest.mark.parametrize(("threads", "lanes", "of_a_pass"), [(3, 3, 1), (8, 8, 1), (9, 1, 9), (1, 1, 1)])
+def test_onnx_computes_passes_side_by_side_where_each_has_one_thread(
+    threads: int, lanes: int, of_a_pass: int, small: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    encoder = SentenceTransformerEncoder(str(small), "float32", threads=threads, engine="onnx")
+    options = encoder._modules[0]._session.get_session_options()
+    assert (encoder.lanes, options.intra_op_num_threads) == (lanes, of_a_pass)
+    encoder.close()

@@ -158,7 +158,6 @@ def test_texts_that_nobody_shares_are_encoded_as_they_are() -> None:
     assert encode.calls == [8, 8]
 
 
-@pytest.mark.long
 def test_two_encoders_on_ray_encode_each_distinct_text_once(tmp_path: Path) -> None:
     texts = [f"text {n * n % 101} " + "好" * (n * n % 101 % 9) for n in range(400)]
     (tmp_path / "corpus").mkdir()

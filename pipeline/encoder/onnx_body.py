@@ -15,7 +15,8 @@ class OnnxBody:
 
     Args:
         transformer: the module, in float32; its weights may have 2 GB, which is as much as an ONNX model can hold.
-        threads: CPU threads of a pass, where several are computed side by side those of all; 0 leaves the default.
+        threads: CPU threads of a pass; 0 leaves the default. With one, passes that several threads call for at once are
+            computed at once.
 
     Raises:
         EncoderError: ONNX Runtime is not installed, or the module cannot be exported.

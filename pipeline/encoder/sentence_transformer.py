@@ -80,7 +80,7 @@ class SentenceTransformerEncoder:
         load = partial(load, allow_pickled_weights=allow_pickled_weights)
         model = load(compute=compute if is_torch and not is_mixed else "float32")
         transformer = model[0]
-        self.engine, self._compute = engine, compute
+        self.engine, self._is_short = engine, compute != "float32" and not self.emulates
         self.dimension = int(model.get_embedding_dimension())
         self.max_tokens = int(model.max_seq_length or transformer.tokenizer.model_max_length)
         self.device = torch.cuda.get_device_name() if place == "cuda" else "cpu"
@@ -91,7 +91,9 @@ class SentenceTransformerEncoder:
         at_work = threads or DEFAULT_THREADS
         may_keep_state = trust_remote_code or keeps_state(transformer)
         if place == "cpu" and engine != "torch-compile" and at_work > 1 and not may_keep_state:
-            self._lanes = Lanes(at_work)
+            lanes = Lanes(at_work)
+            # one session of ONNX Runtime has one pool of threads, which passes would share as it comes
+            self._lanes = None if engine == "onnx" and lanes.threads_each > 1 else lanes
         self._extra: dict[str, Any] = {"modality": "text"}
         if prompt:
             self._extra["prompt_length"] = transformer._get_prompt_length(prompt)
@@ -130,7 +132,7 @@ class SentenceTransformerEncoder:
     def pass_tokens(self) -> int | None:
         """Tokens of a pass beyond which a CPU is slower."""
         threads = self._lanes.threads_each if self._lanes else torch.get_num_threads()
-        return pass_tokens_of(threads, self._compute) if self._place.type == "cpu" else None
+        return pass_tokens_of(threads, self._is_short) if self._place.type == "cpu" else None
 
     @property
     def lanes(self) -> int:
@@ -216,8 +218,7 @@ class SentenceTransformerEncoder:
     def _convert(self, compute: str, threads: int, reference: Reference) -> None:
         """Put another engine's body in the place of torch's, if it gives the same vectors."""
         if self.engine == "onnx":
-            threads_of_a_pass = 1 if self._lanes and self._lanes.threads_each == 1 else threads
-            self._modules[0] = OnnxBody(self._modules[0], threads_of_a_pass)
+            self._modules[0] = OnnxBody(self._modules[0], 1 if self._lanes else threads)
         else:
             self._modules[0] = OpenVinoBody(converted(self._modules[0]), compute, threads, self.lanes)
         self._refuse(reference.why_not(self.encode))

@@ -27,7 +27,7 @@ from tests.benchmarks.rounds import (
     quiet_rounds,
     ratios,
 )
-from tests.benchmarks.samples import Texts
+from tests.benchmarks.samples import Texts, named
 from tests.benchmarks.variants import CORES, fast_tokenizer, in_own_environment, ours, peers, reference_tokenizer
 
 LARGE_BATCH = 8
@@ -98,8 +98,8 @@ def measure(
 
 def chosen(variants: Sequence[Variant], ways: str) -> list[Variant]:
     """Return the variants whose name holds one of these, with commas between them, and all of plain `encode`."""
-    parts = [part.strip() for part in ways.split(",")]
-    return [one for one in variants if one.name == "encode" or any(part in one.name for part in parts)]
+    names = {"encode", *named((one.name for one in variants), ways)}
+    return [one for one in variants if one.name in names]
 
 
 def _is_asked(name: str, asked: str | None) -> bool:
@@ -178,7 +178,7 @@ def _around_the_model(model: Model) -> Iterator[Line]:
     tokens, _ = tokenize(texts, model.description.max_tokens)
     rate = tokens.lengths_N.sum() / (time.perf_counter() - started)
     others = quiet.cores_of_others(since)
-    lengths_N, budget = tokens.lengths_N, pass_tokens_of(CORES, "float32")
+    lengths_N, budget = tokens.lengths_N, pass_tokens_of(CORES, is_short=False)
     for rows, batches in (
         ("padded", pack_by_tokens(lengths_N, budget)),
         ("end to end", pack_flat(lengths_N, budget, 1)),

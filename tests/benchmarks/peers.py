@@ -25,6 +25,7 @@ from tests.benchmarks.models import Model, m3e_small
 from tests.benchmarks.overhead import encode_in_a_child
 from tests.benchmarks.programs import ProgramFailed, daft_python, seconds_of
 from tests.benchmarks.rounds import least, min_cosine
+from tests.benchmarks.samples import named
 
 Line = dict[str, object]
 
@@ -69,7 +70,7 @@ class Peer:
     batch_rows: int = 1
     writes: Writes = Writes.FILES
     is_extra: bool = False
-    """Whether it is left out where time is limited: the same way is faster with other settings or another precision."""
+    """Whether it is left out where time is limited, unless it is asked for."""
     is_once: bool = False
     """Whether one round of it is enough where time is limited."""
     start_seconds: list[float] = field(default_factory=list)
@@ -93,7 +94,7 @@ def measure(
         most_rows: reviews there are.
         budget: where it is limited, extra ways are left out, so that it is enough for the rounds of the others: most of
             its time are starts.
-        ways: only those whose name holds one of these, with commas between them, and those that they are compared with.
+        ways: only those whose name holds one of these, with commas between them, and ours beside them; extra ways too.
     """
     model = m3e_small()
     texts = corpora.reviews(most_rows)
@@ -120,7 +121,8 @@ def measure(
 
 def chosen(peers: Sequence[Peer], ways: str) -> list[Peer]:
     """Return the ways whose name holds one of these, with commas between them, and ours of the same precisions."""
-    asked = [peer for peer in peers if any(part.strip() in peer.name for part in ways.split(","))]
+    names = set(named((peer.name for peer in peers), ways))
+    asked = [peer for peer in peers if peer.name in names]
     precisions = {peer.precision for peer in asked}
     return [
         peer for peer in peers if peer in asked or (peer.writes is Writes.COMPARED and peer.precision in precisions)
@@ -263,8 +265,8 @@ def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
         "tokens_per_second": round(statistics.median(peer.rates)),
         "ours_in_bfloat16_is": round(statistics.median(in_bfloat16), 2) if in_bfloat16 else None,
         "ours_in_same_precision_is": round(statistics.median(in_same), 2) if in_same else None,
-        "lowest": round(min(in_same), 2) if in_same else None,
-        "highest": round(max(in_same), 2) if in_same else None,
+        "lowest": round(min(in_same or in_bfloat16), 2) if in_same or in_bfloat16 else None,
+        "highest": round(max(in_same or in_bfloat16), 2) if in_same or in_bfloat16 else None,
         "min_cosine": None if peer.min_cosine is None else round(peer.min_cosine, 7),
         "start_seconds": round(statistics.median(peer.start_seconds), 1),
         "wall_seconds": round(statistics.median(peer.wall_seconds), 1),

@@ -1,7 +1,7 @@
 """Which texts of a corpus are encoded in a round: few of them, that cost what all of them would."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,3 +60,17 @@ class Texts:
 
 Choose = Callable[[Texts, int, int, int], NDArray[np.int64]]
 """From a corpus, the number of a round, how many rounds there are, and a count to the rows of about so many texts."""
+
+
+def named(names: Iterable[str], parts: str) -> list[str]:
+    """Return those names that hold one of these, with commas between them and in any case; all, if nothing is asked.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    known = list(dict.fromkeys(names))
+    asked = [part.strip().lower() for part in parts.split(",") if part.strip()]
+    found = [name for name in known if not asked or any(part in name.lower() for part in asked)]
+    if not found:
+        raise SystemExit(f"--ways: nothing is called {parts!r}; there are: {'; '.join(known)}")
+    return found
