@@ -91,11 +91,11 @@ def test_pooling_and_head_are_the_models_own_whatever_computes_the_body(headed: 
 def test_a_number_type_that_openvino_does_not_compute_in_is_refused_and_not_replaced(
     headed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     with pytest.raises(EncoderError, match=r"does not compute in float16.*engine: torch"):
         SentenceTransformerEncoder(str(headed), "float16", engine="openvino")
     old_cpu = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
-    monkeypatch.setattr(openvino, "Core", lambda: old_cpu)
+    monkeypatch.setattr(openvino_body, "core", lambda: old_cpu)
     with pytest.raises(EncoderError, match=r"does not compute in bfloat16 on this CPU"):
         SentenceTransformerEncoder(str(headed), "bfloat16", engine="openvino")
 
@@ -119,8 +119,39 @@ def test_an_engine_that_is_not_installed_is_told_with_the_extra_that_brings_it(
     headed: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE[engine], None)
+    monkeypatch.setattr(openvino_body, "core", openvino_body.core.__wrapped__)  # forgets that it was found before
     with pytest.raises(EncoderError, match=rf"not installed.*\[{engine}\]"):
         SentenceTransformerEncoder(str(headed), "float32", engine=engine)
+
+
+LETTING_GO = """
+import gc, signal, threading
+from openvino import Model, Type
+from openvino import opset13 as ops
+from pipeline.encoder.openvino_body import OpenVinoBody
+
+def body():
+    ids, mask = (ops.parameter([-1, -1], Type.i64) for _ in range(2))
+    return OpenVinoBody(Model([ops.multiply(ids, mask)], [ids, mask]), "float32", 1)
+
+signal.signal(signal.SIGTERM, lambda *_: print("told to end"))
+first, second = body(), body()
+del first
+gc.collect()
+taken = [second, body()]
+del second
+letting_go = threading.Thread(target=taken.clear)
+letting_go.start()
+letting_go.join()
+gc.collect()
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_process_that_has_let_go_engines_of_openvino_in_any_order_is_still_told_to_end() -> None:
+    pytest.importorskip("openvino")
+    child = subprocess.run([sys.executable, "-c", LETTING_GO], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (0, "told to end\n"), child.stderr
 
 
 def shifted(hidden_BTD: torch.Tensor) -> torch.Tensor:

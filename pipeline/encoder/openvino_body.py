@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,8 +39,6 @@ class OpenVinoBody:
     """
 
     def __init__(self, model: Any, compute: str, threads: int, lanes: int = 1, lacks_int8: bool = False) -> None:
-        import openvino
-
         settings = {
             "INFERENCE_PRECISION_HINT": number_type(compute),
             "PERFORMANCE_HINT": "LATENCY",  # as many passes at once as it is told, and no more
@@ -51,7 +50,7 @@ class OpenVinoBody:
         if lacks_int8:
             settings |= EXACT_PRODUCTS
         with _told_in_a_line():
-            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            self._compiled = core().compile_model(model, "CPU", settings)
         self._of_thread = threading.local()
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
@@ -92,13 +91,27 @@ def abilities() -> list[str]:
     Raises:
         EncoderError: OpenVINO is not installed.
     """
+    return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+@cache
+def core() -> Any:
+    """Return OpenVINO's runtime, one for the whole process, which is never let go.
+
+    Each runtime that meets a CPU gives the thread at hand a stack for signals, and unmaps it when it is let go: in
+    another order than they came, or in another thread, a stack that is still in use. The next signal that Python
+    handles, the SIGTERM of a cluster, then ends the process by SIGSEGV (OpenVINO 2026.4).
+
+    Raises:
+        EncoderError: OpenVINO is not installed.
+    """
     try:
         import openvino
     except ImportError as error:
         raise EncoderError(
             "runtime.engine: openvino is not installed where the encoders run; install the extra [openvino]"
         ) from error
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return openvino.Core()
 
 
 @contextmanager
@@ -135,7 +148,5 @@ def read_model(file: str) -> Any:
     Raises:
         EncoderError: it cannot be read.
     """
-    import openvino
-
     with _told_in_a_line():
-        return openvino.Core().read_model(file)
+        return core().read_model(file)
