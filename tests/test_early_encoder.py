@@ -176,6 +176,7 @@ def test_who_joins_between_the_birth_of_the_address_and_its_ear_waits_and_does_n
 def test_a_model_that_cannot_be_loaded_is_left_to_whoever_would_have_joined() -> None:
     with listening(failing) as early:
         assert joined(early.address) is None
+        assert early._process.wait(30) == 1  # by its own exit, not by a signal
 
 
 def test_the_process_ends_when_it_is_not_needed_any_more_and_leaves_nothing() -> None:

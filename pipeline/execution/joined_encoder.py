@@ -164,7 +164,8 @@ def _raise(error: Exception) -> NoReturn:
 
 def _end_with_stdin(folder: Path) -> None:
     """End with the driver, which has not closed stdin itself but died, and could not clear up."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # not by its buffer, whose lock this process would abort over at its end
+        pass
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 

@@ -102,7 +102,8 @@ def serve(line: WorkerLine) -> None:
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # not by its buffer, whose lock this process would abort over at its end
+        pass
     os._exit(0)
 
 
