@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
+from ray.data.extensions import ArrowTensorArray
 
 from tests.benchmarks import encoders, growth, loop_profile, measuring, peers
 from tests.benchmarks.ceiling import gemm_flops
@@ -39,8 +41,8 @@ def test_a_precision_that_encode_does_not_offer_is_compared_with_no_encode_of_th
     assert [line["min_cosine"] for line in lines] == [None] * 4
 
 
-def peer(name: str, *rates: float, writes: peers.Writes = peers.Writes.FILES) -> peers.Peer:
-    measured = peers.Peer(name, "float32", 1.0, lambda source, target: [], writes=writes)
+def peer(name: str, *rates: float, writes: peers.Writes = peers.Writes.FILES, precision: str = "float32") -> peers.Peer:
+    measured = peers.Peer(name, precision, 1.0, lambda source, target: [], writes=writes)
     measured.rates = [*rates]
     measured.start_seconds = measured.wall_seconds = measured.others = [1.0] * len(rates)
     return measured
@@ -56,19 +58,34 @@ def test_ours_is_compared_with_a_peer_within_each_round_and_the_spread_is_told()
 @pytest.mark.parametrize(
     ("ways", "names"),
     [
-        ("", ["textbook, 32 rows", "textbook, 1024 rows", "ours", "loop"]),
+        ("", ["32 rows", "1024 rows", "1024 rows", "ours", "ours", "loop"]),
         ("loop", ["ours", "loop"]),
-        ("32 ROWS, loop,", ["textbook, 32 rows", "ours", "loop"]),
+        ("32 ROWS, loop,", ["32 rows", "ours", "loop"]),
+        ("1024 rows", ["1024 rows", "1024 rows", "ours", "ours"]),
+        ("1024 rows bfloat16", ["1024 rows", "ours"]),
+        ("1024 rows float32, ours bfloat16", ["1024 rows", "ours"]),
     ],
 )
 def test_ways_are_chosen_by_their_names_and_stand_beside_ours(ways: str, names: list[str]) -> None:
-    ours = peer("ours", 1, writes=peers.Writes.COMPARED)
-    all_ways = [peer("textbook, 32 rows", 1), peer("textbook, 1024 rows", 1), ours, peer("loop", 1)]
-    assert [one.name for one in peers.chosen(all_ways, ways)] == names
+    both = ("float32", "bfloat16")
+    textbook = [peer("32 rows"), *(peer("1024 rows", precision=one) for one in both)]
+    ours = [peer("ours", writes=peers.Writes.COMPARED, precision=one) for one in both]
+    assert [one.name for one in peers.chosen([*textbook, *ours, peer("loop")], ways)] == names
+
+
+def test_vectors_are_compared_by_the_id_that_they_were_written_with() -> None:
+    ids = pa.array([2, 0, 1])
+    vectors_ND = np.array([[5, 6], [1, 2], [3, 4]], np.float32)
+    lists = pa.array(vectors_ND.tolist(), pa.list_(pa.float32()))
+    for column in (lists, lists.cast(pa.list_(pa.float32(), 2)), ArrowTensorArray.from_numpy(vectors_ND)):
+        written = pa.table({"id": ids, "embedding": column})
+        np.testing.assert_array_equal(peers.vectors_by_id(written), [[1, 2], [3, 4], [5, 6]])
+    with pytest.raises(ValueError, match="not every id was written once"):
+        peers.vectors_by_id(pa.table({"id": [0, 0], "embedding": vectors_ND[:2].tolist()}))
 
 
 def test_a_way_that_there_is_not_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(SystemExit, match=r"nothing is called 'dfat'; there are: ours; Daft"):
+    with pytest.raises(SystemExit, match=r"nothing is called 'dfat'; there are: ours float32; Daft float32"):
         peers.chosen([peer("ours", 1, writes=peers.Writes.COMPARED), peer("Daft", 1)], "dfat")
 
 

@@ -66,7 +66,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     """Return the benchmarks by name, those first that say most."""
     rounds, rows = options.rounds, options.rows or 17_410
     of_encoders = options.seconds or (4.0 if options.only or options.full else 1.5)
-    of_peers = options.seconds or (600 if options.full else 10 if options.only else 6)
+    of_peers = options.seconds or (10_000 if options.full else 10 if options.only else 6)
     of_all = 1 if options.full else 5
     return {
         "encoders": lambda budget: encoders.measure(

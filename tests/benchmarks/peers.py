@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from jobs.demo.local_s3 import LocalS3, local_s3
 from pipeline import open_snapshot
+from pipeline.arrow import one_array
 from tests.benchmarks import corpora, quiet
 from tests.benchmarks.budget import UNLIMITED, Budget
 from tests.benchmarks.models import Model, m3e_small
@@ -73,6 +74,8 @@ class Peer:
     """Whether it is left out where time is limited, unless it is asked for."""
     is_once: bool = False
     """Whether one round of it is enough where time is limited."""
+    is_reference: bool = False
+    """Whether those measured after it are compared with its vectors, all of them, and not with a few."""
     start_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -80,6 +83,7 @@ class Peer:
     rows: int = 0
     rows_written: int = 0
     min_cosine: float | None = None
+    compared_rows: int = 0
     failure: str = ""
 
 
@@ -94,7 +98,8 @@ def measure(
         most_rows: reviews there are.
         budget: where it is limited, extra ways are left out, so that it is enough for the rounds of the others: most of
             its time are starts.
-        ways: only those whose name holds one of these, with commas between them, and ours beside them; extra ways too.
+        ways: only those that hold one of these in their name and precision, with commas between them, and ours beside
+            them if it is not among them; extra ways too.
     """
     model = m3e_small()
     texts = corpora.reviews(most_rows)
@@ -115,14 +120,21 @@ def measure(
                 if number and budget.is_limited and peer.is_once:
                     continue
                 expected_seconds = peer.rows / (rows_per_second * peer.expected)
-                _measure(server, peer, known, reference_ND, 60 + 10 * expected_seconds)
+                written_ND = _measure(server, peer, known, reference_ND, 60 + 10 * expected_seconds)
+                if peer.is_reference and written_ND is not None and len(written_ND) > len(reference_ND):
+                    reference_ND = written_ND
     yield from (_line(peer, peers) for peer in peers)
 
 
 def chosen(peers: Sequence[Peer], ways: str) -> list[Peer]:
-    """Return the ways whose name holds one of these, with commas between them, and ours of the same precisions."""
-    names = set(named((peer.name for peer in peers), ways))
-    asked = [peer for peer in peers if peer.name in names]
+    """Return the ways that hold one of these, with commas between them, and if ours is none of them ours beside each.
+
+    "1024 rows" stands for both precisions, "1024 rows float32" for one.
+    """
+    names = set(named((f"{peer.name} {peer.precision}" for peer in peers), ways))
+    asked = [peer for peer in peers if f"{peer.name} {peer.precision}" in names]
+    if any(peer.writes is Writes.COMPARED for peer in asked):
+        return asked
     precisions = {peer.precision for peer in asked}
     return [
         peer for peer in peers if peer in asked or (peer.writes is Writes.COMPARED and peer.precision in precisions)
@@ -146,7 +158,9 @@ def _peers(folder: Path, model: Model) -> list[Peer]:
         (BEST_ROWS, "bfloat16", 1.3),
     ):
         job = _textbook(model, precision, rows)
-        peers.append(Peer(textbook.format(rows), precision, expected, job, rows, is_extra=rows < BEST_ROWS))
+        one = Peer(textbook.format(rows), precision, expected, job, rows, is_extra=rows < BEST_ROWS)
+        one.is_reference = (rows, precision) == (BEST_ROWS, "float32")
+        peers.append(one)
     for name, precision, expected in (("embed_text", "float32", 0.7), ("a class with encode", "bfloat16", 1.3)):
         job = _daft(folder, model, precision)
         is_extra = has_bfloat16 and precision == "float32"
@@ -198,10 +212,16 @@ def _reference(model: Model, texts: list[str]) -> NDArray[np.float32]:
 _numbers = count(int(time.time()))
 
 
-def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray[np.float32], limit: float) -> None:
-    """Run one way on few rows, which is its start-up, and on all of its own; the difference gives its rate."""
+def _measure(
+    server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray[np.float32], limit: float
+) -> NDArray[np.float32] | None:
+    """Run one way on few rows, which is its start-up, and on all of its own; the difference gives its rate.
+
+    Returns:
+        The vectors that it has written, by id; None if it fails.
+    """
     if peer.failure:
-        return
+        return None
     print(f"  {peer.name}, {peer.precision}: {peer.rows:,} rows", file=sys.stderr, flush=True)
     tokens_N = known["tokens"].to_numpy()
     since = quiet.now()
@@ -218,13 +238,16 @@ def _measure(server: LocalS3, peer: Peer, known: pa.Table, reference_ND: NDArray
             f"    {peer.rates[-1]:,.0f} tokens/s, start {start:.1f} s, wall {wall:.1f} s", file=sys.stderr, flush=True
         )
         peer.rows_written = written.num_rows
-        first = written.filter(pads.field("id") < COMPARED_ROWS).sort_by("id")
-        vectors_ND = np.array(first["embedding"].to_pylist(), np.float32)
-        peer.min_cosine = least([peer.min_cosine, min_cosine(vectors_ND, reference_ND[: len(vectors_ND)])])
+        vectors_ND = vectors_by_id(written)
+        peer.compared_rows = min(len(vectors_ND), len(reference_ND))
+        cosine = min_cosine(vectors_ND[: peer.compared_rows], reference_ND[: peer.compared_rows])
+        peer.min_cosine = least([peer.min_cosine, cosine])
     except Exception as error:  # noqa: BLE001  one way that fails must not end the others
         what = str(error) if isinstance(error, ProgramFailed) else f"{type(error).__name__}: {error}"
         peer.failure = " ".join(what.split())[:400]
         print(f"    failed: {peer.failure}", file=sys.stderr, flush=True)
+        return None
+    return vectors_ND
 
 
 def _timed(server: LocalS3, peer: Peer, known: pa.Table, rows: int, limit: float) -> tuple[float, str]:
@@ -253,6 +276,23 @@ def _written(server: LocalS3, peer: Peer, target: str) -> pa.Table:
     return dataset.to_table(columns=["id", "embedding"])
 
 
+def vectors_by_id(written: pa.Table) -> NDArray[np.float32]:
+    """Return the vectors of ids 0 to N - 1 in their order, (N, D), whichever list type holds them.
+
+    Raises:
+        ValueError: an id is not there, or there twice.
+    """
+    ids_N = written["id"].to_numpy()
+    if not np.array_equal(np.sort(ids_N), np.arange(len(ids_N))):
+        raise ValueError("not every id was written once")
+    column = one_array(written["embedding"])
+    lists = column.storage if isinstance(column, pa.ExtensionArray) else column
+    values_ND = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+    vectors_ND = np.empty(values_ND.shape, np.float32)
+    vectors_ND[ids_N] = values_ND
+    return vectors_ND
+
+
 def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
     line: Line = {"benchmark": "whole jobs, S3 to S3, m3e-small, reviews", "variant": peer.name}
     line["precision"] = peer.precision
@@ -268,6 +308,7 @@ def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
         "lowest": round(min(in_same or in_bfloat16), 2) if in_same or in_bfloat16 else None,
         "highest": round(max(in_same or in_bfloat16), 2) if in_same or in_bfloat16 else None,
         "min_cosine": None if peer.min_cosine is None else round(peer.min_cosine, 7),
+        "compared_rows": peer.compared_rows,
         "start_seconds": round(statistics.median(peer.start_seconds), 1),
         "wall_seconds": round(statistics.median(peer.wall_seconds), 1),
         "rows": peer.rows,

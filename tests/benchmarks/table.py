@@ -22,6 +22,7 @@ HEADERS = {
     "start_seconds": "start s",
     "wall_seconds": "wall s",
     "rows_written": "written",
+    "compared_rows": "compared",
     "gigaflops_per_second": "GFLOP/s",
 }
 """What stands over a column where its name in the JSON is too long."""
