@@ -180,3 +180,8 @@ def test_the_picture_has_a_bar_for_every_variant_that_has_a_ratio(tmp_path: Path
 )
 def test_only_arithmetic_of_the_model_counts_as_kernels(name: str, kind: str) -> None:
     assert loop_profile.kind_of(name) == kind
+
+
+def test_linear_layers_and_attention_are_told_apart_from_the_other_kernels() -> None:
+    names = ("aten::addmm", "mkldnn::_linear_pointwise", "aten::_softmax", "aten::add", "aten::copy_")
+    assert [loop_profile.part_of(name) for name in names] == ["linear_layers"] * 2 + ["attention", None, None]

@@ -34,6 +34,8 @@ ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attentio
 ROW_WISE = ("layer_norm", "native_layer_norm", "linalg_vector_norm", "mean", "norm", "segment_reduce", "sum")
 ELEMENT_WISE = ("add", "add_", "clamp", "clamp_min", "div", "div_", "gelu", "gelu_", "mul", "mul_", "tanh")
 LOOK_UPS = ("embedding", "gather", "index_add", "index_add_", "index_select", "scatter_add", "scatter_add_")
+NAMES_OF_PRODUCTS = frozenset(f"aten::{name}" for name in PRODUCTS)
+NAMES_OF_ATTENTION = frozenset(f"aten::{name}" for name in ATTENTION)
 KERNELS = frozenset(f"aten::{name}" for name in (*PRODUCTS, *ATTENTION, *ROW_WISE, *ELEMENT_WISE, *LOOK_UPS))
 """The arithmetic of a model. An operation that stands in no list counts as bookkeeping, so that kernels are not praised
 for what packs rows and asks for values."""
@@ -45,6 +47,12 @@ MORE_VIEWS = ("split", "squeeze", "t", "transpose", "unflatten", "unsqueeze", "v
 ROOM = ("alias", "empty", "empty_like", "empty_strided", "set_", "resize_")
 SHAPES = frozenset(f"aten::{name}" for name in (*VIEWS, *MORE_VIEWS, *ROOM))
 """What looks at memory in another way, or fetches and reads some: no arithmetic."""
+
+
+KINDS = ("kernels", "copies", "shapes", "python_of_the_model", "bookkeeping")
+
+PARTS = ("linear_layers", "attention")
+"""Of the kernels: what the ceiling of matrix products is measured with, and the other products of a Transformer."""
 
 
 def measure(rounds: int) -> Iterator[Line]:
@@ -125,16 +133,26 @@ def marked(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def shares_of(encoder: Encoder, tokens: TokenBatch) -> dict[str, float]:
-    """Encode texts under the profiler; return the shares of each kind of work in the time of the loop, 1 together."""
+    """Encode texts under the profiler; return the shares of `KINDS` in the loop's time, 1 together, and of `PARTS`."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled, record_function(LOOP):
         encode_packed(encoder, tokens, BATCH_TOKENS)
-    spent = dict.fromkeys(("kernels", "copies", "shapes", "python_of_the_model", "bookkeeping"), 0.0)
+    spent = dict.fromkeys((*KINDS, *PARTS), 0.0)
     loop = 0.0
     for event in profiled.events():
         if event.name == LOOP:
             loop += event.cpu_time_total
-        spent[kind_of(event.name)] += event.self_cpu_time_total
+        kind, part = kind_of(event.name), part_of(event.name)
+        spent[kind] += event.self_cpu_time_total
+        if kind == "kernels" and part:
+            spent[part] += event.self_cpu_time_total
     return {kind: seconds / loop for kind, seconds in spent.items()}
+
+
+def part_of(name: str) -> str | None:
+    """Return which of these parts a kernel is, by its name."""
+    if name in NAMES_OF_ATTENTION:
+        return "attention"
+    return "linear_layers" if name in NAMES_OF_PRODUCTS or name.startswith(("mkldnn::", "onednn::")) else None
 
 
 def kind_of(name: str) -> str:
