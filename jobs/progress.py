@@ -155,6 +155,7 @@ class Progress:
         self.phase_at: float | None = None
         self.line_at: float | None = None
         self.over, self.speaking = threading.Event(), threading.Lock()
+        self.speaker: threading.Thread | None = None
         self.live: Live | None = None
         self.redirected: list[logging.StreamHandler[TextIO]] = []
 
@@ -169,13 +170,16 @@ class Progress:
             self.live.start()
             self.redirected = redirect_log_handlers(before, sys.stderr)
         if self.mode == "lines":
-            threading.Thread(target=self._speak_up, name="progress", daemon=True).start()
+            self.speaker = threading.Thread(target=self._speak_up, name="progress", daemon=True)
+            self.speaker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.over.set()
+        if self.speaker is not None:
+            self.speaker.join(LINE_SECONDS)  # else Python's end could wait for the stream it writes to
         if self.live is not None:
             self.live.stop()
             for handler in self.redirected:

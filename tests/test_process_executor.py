@@ -213,6 +213,13 @@ def ending() -> list[int]:
     os._exit(7)
 
 
+class Unreadable:
+    """Raises an error in whoever receives it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return failing, ()
+
+
 def test_a_worker_gives_results_and_errors_as_they_are_and_tells_its_exit_code() -> None:
     worker = Worker(Attempts())
     try:
@@ -229,6 +236,8 @@ def test_a_worker_gives_results_and_errors_as_they_are_and_tells_its_exit_code()
         worker.close()
     with pytest.raises(WorkerDied, match="exit code 7"):
         list(Worker(Attempts()).results(ending))
+    with pytest.raises(WorkerDied, match=r"exit code 1$"):  # by its own exit, not by a signal
+        list(Worker(Attempts()).results(list, Unreadable()))
 
 
 def test_who_is_asked_to_end_while_texts_are_looked_through_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ EXACT_PRODUCTS = {"LP_TRANSFORMS_MODE": "NO"}
 """Lets OpenVINO multiply in float32 what is quantised. A CPU without VNNI adds up 8-bit products in pairs of 16 bits,
 where what exceeds 32,767 is lost: 64 products of 255 × 127 gave half of their sum (OpenVINO 2026.4, AVX2)."""
 
+_FIRST_CALL = threading.Lock()
+
 
 class OpenVinoBody:
     """Takes the features that a Transformer module takes, and gives what it gives: a vector per token, in float32.
@@ -94,9 +96,8 @@ def abilities() -> list[str]:
     return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-@cache
 def core() -> Any:
-    """Return OpenVINO's runtime, one for the whole process, which is never let go.
+    """Return OpenVINO's runtime, one for all that this package asks of it in a process, which is never let go.
 
     Each runtime that meets a CPU gives the thread at hand a stack for signals, and unmaps it when it is let go: in
     another order than they came, or in another thread, a stack that is still in use. The next signal that Python
@@ -111,6 +112,12 @@ def core() -> Any:
         raise EncoderError(
             "runtime.engine: openvino is not installed where the encoders run; install the extra [openvino]"
         ) from error
+    with _FIRST_CALL:
+        return _only_core(openvino)
+
+
+@cache
+def _only_core(openvino: Any) -> Any:
     return openvino.Core()
 
 

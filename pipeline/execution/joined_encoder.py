@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -164,11 +165,14 @@ def _raise(error: Exception) -> NoReturn:
 
 def _end_with_stdin(folder: Path) -> None:
     """End with the driver, which has not closed stdin itself but died, and could not clear up."""
-    while os.read(sys.stdin.fileno(), 4096):  # not by its buffer, whose lock this process would abort over at its end
-        pass
+    sys.stdin.buffer.read()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    serve()
+    try:
+        serve()
+    except BaseException:  # noqa: BLE001  Python's own end would wait for what other threads hold, and abort over it
+        traceback.print_exc()
+        os._exit(1)

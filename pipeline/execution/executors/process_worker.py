@@ -102,13 +102,16 @@ def serve(line: WorkerLine) -> None:
 
 
 def _end_with_stdin() -> None:
-    while os.read(sys.stdin.fileno(), 4096):  # not by its buffer, whose lock this process would abort over at its end
-        pass
+    sys.stdin.buffer.read()
     os._exit(0)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer, who ends this process
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    serve(WorkerLine(Connection(int(sys.argv[1]))))
+    try:
+        serve(WorkerLine(Connection(int(sys.argv[1]))))
+    except BaseException:  # noqa: BLE001  Python's own end would wait for what other threads hold, and abort over it
+        traceback.print_exc()
+        os._exit(1)
     os._exit(0)
