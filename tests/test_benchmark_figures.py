@@ -1,5 +1,6 @@
 """What the tables of the benchmarks say: medians within rounds with their spread, and nothing that was not measured."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,32 @@ def test_vectors_are_compared_by_the_id_that_they_were_written_with() -> None:
     lists = pa.array(vectors_ND.tolist(), pa.list_(pa.float32()))
     for column in (lists, lists.cast(pa.list_(pa.float32(), 2)), ArrowTensorArray.from_numpy(vectors_ND)):
         written = pa.table({"id": ids, "embedding": column})
-        np.testing.assert_array_equal(peers.vectors_by_id(written), [[1, 2], [3, 4], [5, 6]])
-    with pytest.raises(ValueError, match="not every id was written once"):
-        peers.vectors_by_id(pa.table({"id": [0, 0], "embedding": vectors_ND[:2].tolist()}))
+        in_files = pa.concat_tables([written.slice(0, 2), written.slice(2)])
+        np.testing.assert_array_equal(peers.vectors_by_id(in_files, 3), [[1, 2], [3, 4], [5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [([0, 1], "2 rows were written for 3, and 1 ids"), ([0, 0, 1], "3 rows were written for 3, and 1 ids")],
+)
+def test_a_way_that_loses_or_doubles_rows_is_found_out(ids: list[int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        peers.vectors_by_id(pa.table({"id": ids, "embedding": [[1.0]] * len(ids)}), 3)
+
+
+def test_the_cosine_over_more_rows_counts_and_the_least_of_rounds_of_as_many() -> None:
+    one, axes_ND = peer("ours"), np.eye(3, dtype=np.float32)
+    slanted_ND = axes_ND + 0.1
+    for vectors_ND, compared, cosine in (
+        (axes_ND[:1], 1, 1.0),
+        (axes_ND, 3, 1.0),
+        (slanted_ND, 3, 1.1 / np.sqrt(1.1**2 + 2 * 0.1**2)),
+        (axes_ND, 3, 1.1 / np.sqrt(1.1**2 + 2 * 0.1**2)),
+        (-axes_ND[:2], 3, 1.1 / np.sqrt(1.1**2 + 2 * 0.1**2)),
+    ):
+        peers._compare(one, vectors_ND, axes_ND)
+        assert one.compared_rows == compared
+        assert one.min_cosine == pytest.approx(cosine)
 
 
 def test_a_way_that_there_is_not_is_refused_with_those_that_there_are() -> None:
@@ -100,11 +124,12 @@ def test_variants_are_chosen_by_their_names_and_stand_beside_encode() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_rows", "wanted", "rows"), [(1, 300, 364), (1, 10, 320), (1024, 300, 1088), (32, 300, 352)]
+    ("batch_rows", "wanted", "rows"),
+    [(1, 300, 364), (1, 10, 320), (1024, 300, 1088), (32, 300, 352), (1, math.inf, 5000), (1024, math.inf, 4160)],
 )
 def test_a_peer_is_given_whole_batches_beyond_the_rows_of_its_start(batch_rows: int, wanted: float, rows: int) -> None:
     one = peers.Peer("theirs", "float32", 1.0, lambda source, target: [], batch_rows)
-    assert peers.rows_of(one, wanted) == rows
+    assert peers.rows_of(one, wanted, most_rows=5000) == rows
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -183,5 +208,11 @@ def test_only_arithmetic_of_the_model_counts_as_kernels(name: str, kind: str) ->
 
 
 def test_linear_layers_and_attention_are_told_apart_from_the_other_kernels() -> None:
-    names = ("aten::addmm", "mkldnn::_linear_pointwise", "aten::_softmax", "aten::add", "aten::copy_")
-    assert [loop_profile.part_of(name) for name in names] == ["linear_layers"] * 2 + ["attention", None, None]
+    parts = {
+        "linear_layers": ("aten::addmm", "mkldnn::_linear_pointwise"),
+        "attention": ("aten::bmm", "aten::_softmax", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+        None: ("aten::add", "aten::copy_", "aten::item"),
+    }
+    assert {part: {loop_profile.part_of(name) for name in names} for part, names in parts.items()} == {
+        part: {part} for part in parts
+    }

@@ -259,6 +259,8 @@ def test_a_profile_of_the_encoder_loop_leaves_no_time_out_and_tells_kernels_from
     with loop_profile.marked([encoder.module]):
         shares = loop_profile.shares_of(encoder, tokens_of([3, 9, 40, 7]))
     assert sum(shares[name] for name in loop_profile.KINDS) == pytest.approx(1)
+    assert 0 < shares["linear_layers"] <= shares["kernels"]
+    assert shares["attention"] == 0
     assert all(shares[name] > 0 for name in ("kernels", "shapes", "python_of_the_model", "bookkeeping"))
 
 

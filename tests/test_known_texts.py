@@ -403,6 +403,7 @@ def test_a_repeated_text_without_a_vector_puts_all_its_rows_aside_and_no_other(t
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_real_reviews_a_night_encodes_the_distinct_new_texts_and_equals_a_run_from_scratch(
     tmp_path: Path, m3e_small: Path, reviews: pa.Table
 ) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tests.benchmarks import (
     planning,
     reading_writing,
     search,
+    start_up,
     submitted,
 )
 from tests.benchmarks.budget import Budget
@@ -66,7 +68,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
     """Return the benchmarks by name, those first that say most."""
     rounds, rows = options.rounds, options.rows or 17_410
     of_encoders = options.seconds or (4.0 if options.only or options.full else 1.5)
-    of_peers = options.seconds or (10_000 if options.full else 10 if options.only else 6)
+    of_peers = options.seconds or (math.inf if options.full else 10 if options.only else 6)
     of_all = 1 if options.full else 5
     return {
         "encoders": lambda budget: encoders.measure(
@@ -82,6 +84,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> dict[str, Part]:
         "planning": lambda _: planning.measure(folder),
         "search": lambda _: search.measure(folder, search.DOCUMENTS if options.full else options.rows or 12_000),
         "data-plane": lambda _: data_plane.measure(folder, rounds or 3),
+        "start-up": lambda _: start_up.measure(folder, rounds or 5),
         "overhead": lambda _: overhead.measure(folder, rounds or 2, rows),
         "submitted": lambda _: submitted.measure(folder, rounds or 3),
         "faults": lambda _: faults.measure(folder, rounds or 2, rows // 5),
@@ -99,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="repetitions")
     parser.add_argument("--seconds", type=float, help="of encoders and peers: per variant and round")
     parser.add_argument("--model", help="of encoders: only m3e-small, or only BERT-large")
-    ways = "of encoders and peers: only those whose name holds one of these, with commas between them; see tests/README"
+    ways = (
+        "of encoders and peers: only those whose name (of peers: and precision) holds one of these, with commas between"
+    )
     parser.add_argument("--ways", default="", help=ways)
     parser.add_argument("--rows", type=int, help="reviews of the overhead, a fifth for the faults (17410)")
     return parser

@@ -29,14 +29,15 @@ TOKENS = 4096
 
 LOOP, MODEL = "encoder loop", "forward pass of a module"
 
-PRODUCTS = ("addmm", "baddbmm", "bmm", "linear", "matmul", "mm")
-ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "softmax", "_softmax")
+LINEAR = ("addmm", "linear", "mm")
+FUSED_ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
+ATTENTION = (*FUSED_ATTENTION, "baddbmm", "bmm", "matmul", "softmax", "_softmax")
 ROW_WISE = ("layer_norm", "native_layer_norm", "linalg_vector_norm", "mean", "norm", "segment_reduce", "sum")
 ELEMENT_WISE = ("add", "add_", "clamp", "clamp_min", "div", "div_", "gelu", "gelu_", "mul", "mul_", "tanh")
 LOOK_UPS = ("embedding", "gather", "index_add", "index_add_", "index_select", "scatter_add", "scatter_add_")
-NAMES_OF_PRODUCTS = frozenset(f"aten::{name}" for name in PRODUCTS)
+NAMES_OF_LINEAR = frozenset(f"aten::{name}" for name in LINEAR)
 NAMES_OF_ATTENTION = frozenset(f"aten::{name}" for name in ATTENTION)
-KERNELS = frozenset(f"aten::{name}" for name in (*PRODUCTS, *ATTENTION, *ROW_WISE, *ELEMENT_WISE, *LOOK_UPS))
+KERNELS = frozenset(f"aten::{name}" for name in (*LINEAR, *ATTENTION, *ROW_WISE, *ELEMENT_WISE, *LOOK_UPS))
 """The arithmetic of a model. An operation that stands in no list counts as bookkeeping, so that kernels are not praised
 for what packs rows and asks for values."""
 
@@ -50,9 +51,11 @@ SHAPES = frozenset(f"aten::{name}" for name in (*VIEWS, *MORE_VIEWS, *ROOM))
 
 
 KINDS = ("kernels", "copies", "shapes", "python_of_the_model", "bookkeeping")
+"""Every event of a profile is of one of them."""
 
 PARTS = ("linear_layers", "attention")
-"""Of the kernels: what the ceiling of matrix products is measured with, and the other products of a Transformer."""
+"""Of the kernels: what the ceiling of matrix products is measured with, a fused activation included; and the products
+and softmax of attention."""
 
 
 def measure(rounds: int) -> Iterator[Line]:
@@ -141,9 +144,8 @@ def shares_of(encoder: Encoder, tokens: TokenBatch) -> dict[str, float]:
     for event in profiled.events():
         if event.name == LOOP:
             loop += event.cpu_time_total
-        kind, part = kind_of(event.name), part_of(event.name)
-        spent[kind] += event.self_cpu_time_total
-        if kind == "kernels" and part:
+        spent[kind_of(event.name)] += event.self_cpu_time_total
+        if part := part_of(event.name):
             spent[part] += event.self_cpu_time_total
     return {kind: seconds / loop for kind, seconds in spent.items()}
 
@@ -152,7 +154,7 @@ def part_of(name: str) -> str | None:
     """Return which of these parts a kernel is, by its name."""
     if name in NAMES_OF_ATTENTION:
         return "attention"
-    return "linear_layers" if name in NAMES_OF_PRODUCTS or name.startswith(("mkldnn::", "onednn::")) else None
+    return "linear_layers" if name in NAMES_OF_LINEAR or name.startswith(("mkldnn::", "onednn::")) else None
 
 
 def kind_of(name: str) -> str:
@@ -163,4 +165,4 @@ def kind_of(name: str) -> str:
         return "copies"
     if name in SHAPES:
         return "shapes"
-    return "kernels" if name in KERNELS or name.startswith(("mkldnn::", "onednn::")) else "bookkeeping"
+    return "kernels" if name in KERNELS or part_of(name) else "bookkeeping"

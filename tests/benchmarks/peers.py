@@ -73,15 +73,14 @@ class Peer:
     is_extra: bool = False
     """Whether it is left out where time is limited, unless it is asked for."""
     is_once: bool = False
-    """Whether one round of it is enough where time is limited."""
+    """Whether one round of it is enough where time is limited, unless it is asked for."""
     is_reference: bool = False
-    """Whether those measured after it are compared with its vectors, all of them, and not with a few."""
+    """Whether the others are compared with its vectors, all of them; itself it is compared with a few of `encode`."""
     start_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
     rows: int = 0
-    rows_written: int = 0
     min_cosine: float | None = None
     compared_rows: int = 0
     failure: str = ""
@@ -106,7 +105,7 @@ def measure(
     tokens, _ = model.tokenize(pa.array(texts), model.description.max_tokens)
     known = pa.table({"id": pa.array(range(len(texts))), "text": texts, "tokens": tokens.lengths_N})
     rows_per_second = 512 / encode_in_a_child(model.folder, 512)
-    reference_ND = _reference(model, texts[:COMPARED_ROWS])
+    few_ND = all_ND = _reference(model, texts[:COMPARED_ROWS])
     peers = chosen(_peers(folder, model), ways)
     peers = [peer for peer in peers if ways or not (budget.is_limited and peer.is_extra)]
     with local_s3(folder / "s3") as server:
@@ -114,15 +113,16 @@ def measure(
         if not server.filesystem().exists(BUCKET):
             server.create_bucket(BUCKET)
         for peer in peers:
-            peer.rows = min(most_rows, rows_of(peer, rows_per_second * peer.expected * seconds))
+            peer.rows = rows_of(peer, rows_per_second * peer.expected * seconds, most_rows)
         for number in budget.rounds(rounds):
             for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
-                if number and budget.is_limited and peer.is_once:
+                if number and budget.is_limited and peer.is_once and not ways:
                     continue
                 expected_seconds = peer.rows / (rows_per_second * peer.expected)
+                reference_ND = few_ND if peer.is_reference else all_ND
                 written_ND = _measure(server, peer, known, reference_ND, 60 + 10 * expected_seconds)
-                if peer.is_reference and written_ND is not None and len(written_ND) > len(reference_ND):
-                    reference_ND = written_ND
+                if peer.is_reference and written_ND is not None:
+                    all_ND = written_ND
     yield from (_line(peer, peers) for peer in peers)
 
 
@@ -141,9 +141,11 @@ def chosen(peers: Sequence[Peer], ways: str) -> list[Peer]:
     ]
 
 
-def rows_of(peer: Peer, wanted: float) -> int:
+def rows_of(peer: Peer, wanted: float, most_rows: int) -> int:
     """Return how many rows a way is given, about so many: beyond those of its start, whole batches of its own."""
-    return FEW_ROWS + peer.batch_rows * max(1, round(max(wanted, COMPARED_ROWS) / peer.batch_rows))
+    most_batches = (most_rows - FEW_ROWS) // peer.batch_rows
+    wanted_batches = min(max(wanted, COMPARED_ROWS) / peer.batch_rows, most_batches)
+    return FEW_ROWS + peer.batch_rows * max(1, round(wanted_batches))
 
 
 def _peers(folder: Path, model: Model) -> list[Peer]:
@@ -174,7 +176,7 @@ def _peers(folder: Path, model: Model) -> list[Peer]:
         name = f"ours, {override}"
         peers.append(Peer(name, model.compute, expected, job, 1, how, is_extra=not is_once, is_once=is_once))
     loop = _program([sys.executable, "-m", "tests.benchmarks.plain_loop"], model, model.compute)
-    peers.append(Peer("our loop without Ray", model.compute, OURS[model.compute], loop))
+    peers.append(Peer("our loop without Ray", model.compute, OURS[model.compute], loop, is_once=True))
     return [peer for peer in peers if peer.precision in ("float32", model.compute)]
 
 
@@ -228,7 +230,7 @@ def _measure(
     try:
         start, _ = _timed(server, peer, known, FEW_ROWS, limit)
         wall, target = _timed(server, peer, known, peer.rows, limit)
-        written = _written(server, peer, target)
+        vectors_ND = vectors_by_id(_written(server, peer, target), peer.rows)
         server.filesystem().rm(target, recursive=True)
         peer.others.append(quiet.cores_of_others(since))
         peer.start_seconds.append(start)
@@ -237,17 +239,22 @@ def _measure(
         print(
             f"    {peer.rates[-1]:,.0f} tokens/s, start {start:.1f} s, wall {wall:.1f} s", file=sys.stderr, flush=True
         )
-        peer.rows_written = written.num_rows
-        vectors_ND = vectors_by_id(written)
-        peer.compared_rows = min(len(vectors_ND), len(reference_ND))
-        cosine = min_cosine(vectors_ND[: peer.compared_rows], reference_ND[: peer.compared_rows])
-        peer.min_cosine = least([peer.min_cosine, cosine])
+        _compare(peer, vectors_ND, reference_ND)
     except Exception as error:  # noqa: BLE001  one way that fails must not end the others
         what = str(error) if isinstance(error, ProgramFailed) else f"{type(error).__name__}: {error}"
         peer.failure = " ".join(what.split())[:400]
         print(f"    failed: {peer.failure}", file=sys.stderr, flush=True)
         return None
     return vectors_ND
+
+
+def _compare(peer: Peer, vectors_ND: NDArray[np.float32], reference_ND: NDArray[np.float32]) -> None:
+    """Note the smallest cosine over as many rows as both have; that of more rows counts."""
+    rows = min(len(vectors_ND), len(reference_ND))
+    if rows > peer.compared_rows:
+        peer.compared_rows, peer.min_cosine = rows, None
+    if rows == peer.compared_rows:
+        peer.min_cosine = least([peer.min_cosine, min_cosine(vectors_ND[:rows], reference_ND[:rows])])
 
 
 def _timed(server: LocalS3, peer: Peer, known: pa.Table, rows: int, limit: float) -> tuple[float, str]:
@@ -276,18 +283,19 @@ def _written(server: LocalS3, peer: Peer, target: str) -> pa.Table:
     return dataset.to_table(columns=["id", "embedding"])
 
 
-def vectors_by_id(written: pa.Table) -> NDArray[np.float32]:
+def vectors_by_id(written: pa.Table, rows: int) -> NDArray[np.float32]:
     """Return the vectors of ids 0 to N - 1 in their order, (N, D), whichever list type holds them.
 
     Raises:
         ValueError: an id is not there, or there twice.
     """
     ids_N = written["id"].to_numpy()
-    if not np.array_equal(np.sort(ids_N), np.arange(len(ids_N))):
-        raise ValueError("not every id was written once")
+    if not np.array_equal(np.sort(ids_N), np.arange(rows)):
+        missing = len(np.setdiff1d(np.arange(rows), ids_N))
+        raise ValueError(f"{len(ids_N):,} rows were written for {rows:,}, and {missing:,} ids are missing")
     column = one_array(written["embedding"])
     lists = column.storage if isinstance(column, pa.ExtensionArray) else column
-    values_ND = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+    values_ND = lists.flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
     vectors_ND = np.empty(values_ND.shape, np.float32)
     vectors_ND[ids_N] = values_ND
     return vectors_ND
@@ -312,7 +320,6 @@ def _line(peer: Peer, peers: Sequence[Peer]) -> Line:
         "start_seconds": round(statistics.median(peer.start_seconds), 1),
         "wall_seconds": round(statistics.median(peer.wall_seconds), 1),
         "rows": peer.rows,
-        "rows_written": peer.rows_written,
         "rounds": len(peer.rates),
         "others_cores": round(max(peer.others), 2),
     }

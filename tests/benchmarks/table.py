@@ -21,7 +21,6 @@ HEADERS = {
     "ours_in_same_precision_is": "ours same is ×",
     "start_seconds": "start s",
     "wall_seconds": "wall s",
-    "rows_written": "written",
     "compared_rows": "compared",
     "gigaflops_per_second": "GFLOP/s",
 }

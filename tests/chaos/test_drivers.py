@@ -53,6 +53,7 @@ def not_yet_journalled(output: str, driver: Driver) -> JournalRead:
     return found
 
 
+@pytest.mark.long
 def test_of_two_drivers_that_start_together_under_faults_one_goes_on_and_the_other_writes_nothing(
     world: World, proxy: FaultProxy, corpus: Corpus, straight: LocalS3, tmp_path: Path
 ) -> None:
