@@ -9,7 +9,6 @@ import shutil
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,6 +24,7 @@ from pipeline.encoder.memory import fault_of
 from pipeline.encoder.protocol import Encoder, Overlapping
 from pipeline.encoder.quick_import import importing_quickly
 from pipeline.execution.attempts import replace_process
+from pipeline.execution.child_process import end_with_driver, run_and_exit
 from pipeline.records import TokenBatch
 
 FAMILY = "AF_UNIX"
@@ -120,7 +120,7 @@ def serve() -> None:
     """Load the model that stdin names and encode for the first who joins, until that one leaves or stdin closes."""
     with importing_quickly():
         address, load = pickle.load(sys.stdin.buffer)  # noqa: S301  it is the driver who writes there
-        threading.Thread(target=_end_with_stdin, args=(Path(address).parent,), daemon=True).start()
+        end_with_driver(partial(shutil.rmtree, Path(address).parent, ignore_errors=True))
         listener = Listener(address, FAMILY)  # before the model: who joins waits for it
         encoder: Encoder = load()
     with listener:
@@ -129,7 +129,6 @@ def serve() -> None:
         facts = {name: getattr(encoder, name, None) for name in FACTS}
         connection.send(facts | {"attention": str(facts["attention"])})  # its type is one of torch's
         _answer(encoder, connection)
-    os._exit(0)
 
 
 def _answer(encoder: Encoder, connection: Connection) -> None:
@@ -163,16 +162,5 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def _end_with_stdin(folder: Path) -> None:
-    """End with the driver, which has not closed stdin itself but died, and could not clear up."""
-    sys.stdin.buffer.read()
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    try:
-        serve()
-    except BaseException:  # noqa: BLE001  Python's own end would wait for what other threads hold, and abort over it
-        traceback.print_exc()
-        os._exit(1)
+    run_and_exit(serve)

@@ -1,13 +1,12 @@
 """The worker of a run without Ray: a process that takes Blocks through all stages, three of them at a time."""
 
-import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.execution.child_process import end_with_driver, run_and_exit
 from pipeline.execution.encode_stage import EncodeBlocks
 from pipeline.execution.executors.executor import Todo
 from pipeline.execution.executors.worker_line import WorkerLine
@@ -101,17 +101,7 @@ def serve(line: WorkerLine) -> None:
                 line.tell("failed", told_by_stage(error, "".join(traceback.format_exception(error))))
 
 
-def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer, who ends this process
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        serve(WorkerLine(Connection(int(sys.argv[1]))))
-    except BaseException:  # noqa: BLE001  Python's own end would wait for what other threads hold, and abort over it
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    end_with_driver()
+    run_and_exit(partial(serve, WorkerLine(Connection(int(sys.argv[1])))))
